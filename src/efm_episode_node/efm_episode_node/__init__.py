@@ -1,0 +1,1 @@
+"""The episode node: resets, runs, records and hands over episodes."""

@@ -1,0 +1,1 @@
+"""The reward node: images in, steps-to-go, reward and success out."""

@@ -1,0 +1,1 @@
+"""The only rclpy code that the nodes share: parameters, QoS profiles, conversion, lifecycle."""
