@@ -65,7 +65,7 @@ class ExpertStyle:
         for name in ("noise", "noise_burst_scale"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= 0.0):
-                raise ValueError(f"ExpertStyle.{name} must be a fraction of the range, 0 or more, got {value}")
+                raise ValueError(f"ExpertStyle.{name} must be a fraction, 0 or more, got {value}")
         if self.wander < 0 or int(self.wander) != self.wander:
             raise ValueError(f"ExpertStyle.wander must be a whole number, 0 or more, got {self.wander}")
         for name in ("noise_burst_length", "pause_length", "slip_length"):
@@ -73,15 +73,15 @@ class ExpertStyle:
                 raise ValueError(f"ExpertStyle.{name} must be 1 step or more, got {getattr(self, name)}")
         least, greatest = self.rest_steps
         if not 0 <= least <= greatest:
-            raise ValueError(f"ExpertStyle.rest_steps must be (least, greatest), 0 or more, got {self.rest_steps}")
+            raise ValueError(f"ExpertStyle.rest_steps must be (least, greatest), got {self.rest_steps}")
 
     @staticmethod
     def named(name: str, **changes: object) -> ExpertStyle:
         """Returns a preset of `STYLES` with the given fields changed; an unknown name lists the choices."""
         if name not in STYLES:
             near = difflib.get_close_matches(name, STYLES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown expert style {name!r}{hint} choices: {', '.join(sorted(STYLES))}")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"unknown expert style {name!r}{hint}; choices: {', '.join(sorted(STYLES))}")
         unknown = set(changes) - {field.name for field in fields(ExpertStyle)}
         if unknown:
             choices = ", ".join(field.name for field in fields(ExpertStyle))
@@ -122,7 +122,7 @@ class Skill(Protocol):
     """What a world must provide so that `StyledExpert` can act in it; one object per episode."""
 
     def act(self) -> np.ndarray:
-        """Returns the action that furthers the task (or the deliberate failure) from the current state, [A]."""
+        """Returns the action that furthers the task, or the deliberate failure, from here, [A]."""
 
     def hold(self) -> np.ndarray:
         """Returns the action that keeps the robot at rest, [A]."""

@@ -1,0 +1,40 @@
+"""Chooses a rendering back end that needs no display; import this before MuJoCo.
+
+A set MUJOCO_GL is respected. Otherwise EGL is taken where its library loads, then OSMesa. Software rendering
+is told to use one thread, since an image of a few thousand pixels gains nothing from more.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+
+INSTALL_HINT = (
+    "rendering without a display needs EGL or OSMesa; on Debian and Ubuntu: "
+    "apt-get install libegl1 libgl1-mesa-dri libgl1 libgles2 libopengl0 (or libosmesa6). "
+    "MUJOCO_GL=egl|osmesa|glfw chooses by hand."
+)
+
+
+def choose_gl() -> str:
+    """Sets MUJOCO_GL, PYOPENGL_PLATFORM and LP_NUM_THREADS where unset; returns the chosen back end.
+
+    Raises:
+        ImportError: No back end was set and none is installed; the message says what to install.
+    """
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if not chosen:
+        if ctypes.util.find_library("EGL"):
+            chosen = "egl"
+        elif ctypes.util.find_library("OSMesa"):
+            chosen = "osmesa"
+        else:
+            raise ImportError(INSTALL_HINT)
+        os.environ["MUJOCO_GL"] = chosen
+    if chosen in ("egl", "osmesa"):
+        os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
+    return chosen
+
+
+choose_gl()
