@@ -1,0 +1,165 @@
+"""ROS messages to numpy arrays and back, without needless copies.
+
+Images become uint8 [H, W, 3] RGB, stamps become integer nanoseconds, joint states become vectors in the order of the
+embodiment, matched by name. Left out: preprocessing to the model's size (`efm_core.image`) and commands (`commands`).
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from efm_core.embodiment import State
+from efm_core.errors import ObservationInvalid, nearest
+from efm_core.image import decode_compressed
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray, Header
+
+NANOSECONDS = 1_000_000_000
+# Encoding -> (bytes of a pixel, OpenCV conversion to RGB, None where it is RGB already).
+ENCODINGS: dict[str, tuple[int, int | None]] = {
+    "rgb8": (3, None),
+    "bgr8": (3, cv2.COLOR_BGR2RGB),
+    "mono8": (1, cv2.COLOR_GRAY2RGB),
+    "rgba8": (4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, cv2.COLOR_BGRA2RGB),
+}
+
+
+def stamp_to_ns(stamp: Time) -> int:
+    """Gives a stamp as integer nanoseconds."""
+    return stamp.sec * NANOSECONDS + stamp.nanosec
+
+
+def ns_to_stamp(stamp_ns: int) -> Time:
+    """Gives integer nanoseconds (not negative) as a stamp."""
+    seconds, nanoseconds = divmod(int(stamp_ns), NANOSECONDS)
+    return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def image_to_rgb(message: Image) -> np.ndarray:
+    """Gives the picture of an image message as RGB.
+
+    Args:
+        message: Encoding rgb8, bgr8, mono8, rgba8 or bgra8; rows may be padded (`step`).
+
+    Returns:
+        uint8 [H, W, 3]. For rgb8 a view into the message's own memory, which it keeps alive; else a new array.
+
+    Raises:
+        ObservationInvalid: Unknown encoding, no pixels, or a step or data size that contradicts width and height.
+    """
+    if message.encoding not in ENCODINGS:
+        raise ObservationInvalid(
+            f"image of frame '{message.header.frame_id}': expected encoding {', '.join(ENCODINGS)}, found "
+            f"'{message.encoding}'{nearest(message.encoding, ENCODINGS)}; convert it in the camera driver"
+        )
+    channels, conversion = ENCODINGS[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    row = width * channels
+    if height == 0 or width == 0 or step < row or len(message.data) != step * height:
+        raise ObservationInvalid(
+            f"image of frame '{message.header.frame_id}': expected {height} rows of at least {row} bytes "
+            f"({width} pixels of {message.encoding}), found step {step} and {len(message.data)} bytes; the camera driver "
+            "contradicts itself"
+        )
+    rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, :row]
+    pixels = rows.reshape(height, width, channels) if step == row else _unpadded(rows, width, channels)
+    return pixels if conversion is None else cv2.cvtColor(np.ascontiguousarray(pixels), conversion)
+
+
+def _unpadded(rows: np.ndarray, width: int, channels: int) -> np.ndarray:
+    """Views rows with padding [H, row] as [H, W, C] without copying them."""
+    return np.lib.stride_tricks.as_strided(
+        rows, (rows.shape[0], width, channels), (rows.strides[0], channels, 1), writeable=False
+    )
+
+
+def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
+    """Gives a JPEG or PNG message as uint8 [H, W, 3] RGB; raises ObservationInvalid when it does not decode."""
+    return decode_compressed(message.data)
+
+
+def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
+    """Makes an image message.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        header: Stamp and frame of the picture.
+
+    Returns:
+        A message with encoding rgb8 that owns a copy of the pixels.
+
+    Raises:
+        ObservationInvalid: The array is not uint8 [H, W, 3].
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ObservationInvalid(f"expected an image uint8 [H, W, 3], found {rgb.dtype} {list(rgb.shape)}")
+    height, width = rgb.shape[:2]
+    message = Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width)
+    set_bytes(message, "data", memoryview(np.ascontiguousarray(rgb)).cast("B"))
+    return message
+
+
+def set_bytes(message: Any, field: str, data: bytes | bytearray | memoryview) -> None:
+    """Fills a uint8[] field past the setter, which checks every byte in Python (2 ms and more for one image)."""
+    values = array.array("B")
+    values.frombytes(data)
+    setattr(message, f"_{field}", values)
+
+
+def state_from_joint_state(message: JointState, state: State) -> np.ndarray:
+    """Reads the state vector out of a joint state, by name.
+
+    Args:
+        message: Joints in any order; more of them than wanted is fine.
+        state: What the embodiment wants: entries name their joint (else their own name is the joint's) and field.
+
+    Returns:
+        float64 [S] in the order of the embodiment.
+
+    Raises:
+        ObservationInvalid: A joint is missing, has no value in the wanted field, or is not finite.
+    """
+    values = np.empty(len(state.entries))
+    index_of = {name: index for index, name in enumerate(message.name)}
+    for position, entry in enumerate(state.entries):
+        joint = entry.joint or entry.name
+        index = index_of.get(joint)
+        if index is None:
+            raise ObservationInvalid(
+                f"joint state on '{state.topic}': expected joint '{joint}', found {sorted(index_of)}{nearest(joint, index_of)}"
+            )
+        column: Sequence[float] = getattr(message, entry.field)
+        if index >= len(column):
+            raise ObservationInvalid(
+                f"joint state on '{state.topic}': expected a {entry.field} of joint '{joint}', found {len(column)} "
+                f"{entry.field} values for {len(message.name)} joints"
+            )
+        values[position] = column[index]
+    return _finite(values, state)
+
+
+def state_from_array(message: Float64MultiArray, state: State) -> np.ndarray:
+    """Reads the state vector, float64 [S], out of an array that is in the embodiment's order.
+
+    Raises:
+        ObservationInvalid: Wrong length or not finite.
+    """
+    if len(message.data) != len(state.entries):
+        raise ObservationInvalid(
+            f"state on '{state.topic}': expected {len(state.entries)} values ({', '.join(e.name for e in state.entries)}), "
+            f"found {len(message.data)}"
+        )
+    return _finite(np.array(message.data, np.float64), state)
+
+
+def _finite(values: np.ndarray, state: State) -> np.ndarray:
+    if not np.isfinite(values).all():
+        bad = [entry.name for entry, value in zip(state.entries, values, strict=True) if not np.isfinite(value)]
+        raise ObservationInvalid(f"state on '{state.topic}': expected finite values, found NaN or infinity in {bad}")
+    return values
