@@ -1,0 +1,473 @@
+"""Makes this checkout ready to run: `python3 scripts/setup.py`. Every make target calls it first.
+
+On a bare machine ROS 2 Jazzy comes as wheels into `.venv`, and efm_msgs is built into it with plain CMake.
+Where `ROS_DISTRO=jazzy` is sourced, no ROS wheels are installed: `.venv` sees the system's packages, and
+colcon builds the workspace into `install/`. Either way the Python packages of `src/` are installed editable.
+
+The work is cut into stages. Each stage leaves its fingerprint in `.venv/efm-setup.json` when it is done, so
+a second run costs a tenth of a second, a changed interface rebuilds only the messages, and an interrupted run
+goes on with the stage it was in. Only the standard library is used, and no package of the stack is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes.util
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+FREE_GB = 5  # what a fresh .venv (2.5 GB) and pip's downloads take, with some room
+FREE_GB_CUDA = 15  # the same where only a CUDA build of torch can be had
+GRAPHICS = ["libegl1", "libgl1-mesa-dri", "libgl1", "libgles2", "libopengl0"]
+NETWORK_TROUBLE = re.compile(
+    r"name resolution|NameResolutionError|NewConnectionError|Network is unreachable|ConnectTimeout"
+    r"|ReadTimeout|Read timed out|ProtocolError|Connection (refused|reset|aborted)|ProxyError|IncompleteRead"
+)
+DISK_TROUBLE = re.compile(r"No space left on device|Errno 28|Disk quota exceeded")
+
+
+class SetupError(Exception):
+    """The machine or a stage is not as needed; the text says what was expected, found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What set-up has to know about the machine; the tests make their own."""
+
+    python: tuple[int, int]
+    """Version of the Python that runs set-up and that `.venv` is made of."""
+    ros_distro: str
+    """Name of the sourced ROS 2 distribution; empty on a bare machine."""
+    sees_rclpy: bool
+    """Whether that Python can import rclpy without a virtual environment."""
+    free_gb: float
+    """Free space where `.venv` is made, in GB."""
+    can_apt: bool
+    """Whether set-up may install Debian packages itself (root, and there is apt-get)."""
+    has_gpu: bool
+    """Whether an NVIDIA driver is loaded."""
+
+    @classmethod
+    def look(cls) -> Machine:
+        """Describe the machine that this runs on."""
+        return cls(
+            python=sys.version_info[:2],
+            ros_distro=os.environ.get("ROS_DISTRO", ""),
+            sees_rclpy=importlib.util.find_spec("rclpy") is not None,
+            free_gb=min(shutil.disk_usage(place).free for place in (ROOT, tempfile.gettempdir())) / 1e9,
+            can_apt=os.geteuid() == 0 and shutil.which("apt-get") is not None,
+            has_gpu=Path("/proc/driver/nvidia/version").exists(),
+        )
+
+
+def missing_debian_packages() -> dict[str, str]:
+    """Name the Debian packages that are needed and not installed, in whatever form, with the reason."""
+    missing = {}
+    if importlib.util.find_spec("ensurepip") is None:
+        missing["python3-venv"] = "this Python cannot make virtual environments"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing["python3-dev"] = (
+            f"there is no Python.h in {sysconfig.get_path('include')}; efm_msgs is compiled against it"
+        )
+    compilers = os.environ.get("CXX"), "c++", "g++", "clang++"
+    if not any(compiler and shutil.which(compiler) for compiler in compilers):
+        missing["g++"] = "there is no C++ compiler on PATH; efm_msgs is compiled"
+    found = {name for name in ("EGL", "GL", "OpenGL", "OSMesa") if ctypes.util.find_library(name)}
+    if "OSMesa" not in found and not ("EGL" in found and found & {"GL", "OpenGL"}):
+        missing.update(
+            dict.fromkeys(GRAPHICS, "MuJoCo draws without a screen through EGL (libosmesa6 would do as well)")
+        )
+    return missing
+
+
+def check(machine: Machine) -> None:
+    """Refuse a machine that the stack cannot run on; a missing Debian package is not a reason yet."""
+    if not OLDEST_PYTHON <= machine.python <= NEWEST_PYTHON:
+        raise SetupError(
+            f"expected Python {dotted(OLDEST_PYTHON)} to {dotted(NEWEST_PYTHON)}, "
+            f"found {dotted(machine.python)} ({sys.executable}).\n"
+            "Next: choose another one, for example `make test PYTHON=python3.12`."
+        )
+    if machine.ros_distro not in ("", "jazzy"):
+        raise SetupError(
+            f"expected ROS 2 jazzy or none at all, found ROS_DISTRO={machine.ros_distro} in this shell.\n"
+            "Next: `source /opt/ros/jazzy/setup.bash` in a new shell; or use a shell in which no ROS is "
+            "sourced: Jazzy then comes from PyPI."
+        )
+    if machine.ros_distro and not machine.sees_rclpy:
+        raise SetupError(
+            f"ROS 2 {machine.ros_distro} is sourced, but its rclpy is not found by {sys.executable} "
+            f"(Python {dotted(machine.python)}).\nNext: use the Python that it was built for, "
+            "`make test PYTHON=/usr/bin/python3`; if there is no rclpy, `apt-get install ros-jazzy-ros-base`."
+        )
+    if machine.free_gb < FREE_GB:
+        raise SetupError(
+            f"expected {FREE_GB} GB of free disk space for .venv and pip's downloads, "
+            f"found {machine.free_gb:.1f} GB (the lesser of {ROOT} and {tempfile.gettempdir()}).\n"
+            "Next: make room, or set TMPDIR to a larger disk."
+        )
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """Write a version as people do."""
+    return ".".join(str(part) for part in version)
+
+
+def install_debian_packages(missing: dict[str, str], may_install: bool, run=subprocess.run) -> None:
+    """Install Debian packages where that is allowed, or say what to install.
+
+    Args:
+        missing: names of packages, each with the reason why it is needed.
+        may_install: whether set-up may call apt-get itself.
+        run: runs a command; called like `subprocess.run`.
+    """
+    if not missing:
+        return
+    reasons = "\n".join(f"  {package}: {reason}" for package, reason in missing.items())
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+    if not may_install:
+        raise SetupError(
+            f"these Debian or Ubuntu packages are missing:\n{reasons}\nNext: `sudo {' '.join(command)}`."
+        )
+    say(f"installing Debian packages, because set-up runs as root:\n{reasons}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for step in (["apt-get", "update"], command):
+        if run(step, stdin=subprocess.DEVNULL, env=environment).returncode != 0:
+            raise SetupError(
+                f"`{' '.join(step)}` failed; what it said is above.\nNext: run it by hand, then start again."
+            )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of set-up."""
+
+    name: str
+    fingerprint: str
+    """Changes whenever the stage has to be done again."""
+    work: Callable[[], None]
+    """Does the stage; raises SetupError."""
+
+
+class Workshop:
+    """The stages, for one checkout and one machine."""
+
+    def __init__(self, root: Path, machine: Machine) -> None:
+        """Set up `root`; nothing is touched yet."""
+        self.root = root
+        self.machine = machine
+        self.venv = root / ".venv"
+        self.python = self.venv / "bin" / "python"
+        self.stamp = self.venv / "efm-setup.json"
+        self.log = self.venv / "efm-setup.log"
+        self.packages = sorted(path.parent for path in root.glob("src/*/setup.py"))
+
+    def stages(self) -> list[Stage]:
+        """List the stages in their order; each depends on all before it."""
+        interfaces = [path for path in sorted(self.root.glob("src/efm_msgs/**/*")) if path.is_file()]
+        metadata = [
+            package / name for package in self.packages for name in ("package.xml", "setup.py", "setup.cfg")
+        ]
+        place = f"{self.root} {self.machine.ros_distro} {dotted(self.machine.python)}"
+        plan = [
+            ("an empty virtual environment", place, self.make_venv),
+            ("packages from PyPI", content(self.requirement_files()), self.install_requirements),
+            ("the packages of src", content(metadata), self.install_packages),
+        ]
+        if self.machine.ros_distro:
+            shared = [
+                str(path)
+                for folder in ("launch", "config")
+                for path in sorted(self.root.glob(f"{folder}/**/*"))
+            ]
+            plan.append(
+                ("the colcon workspace", content(interfaces) + " ".join(shared), self.build_workspace)
+            )
+        else:
+            plan.append(("message types", content(interfaces), self.build_messages))
+        stages, so_far = [], ""
+        for name, depends, work in plan:
+            so_far = hashlib.sha256((so_far + depends).encode()).hexdigest()
+            stages.append(Stage(name, so_far, work))
+        return stages
+
+    def requirement_files(self) -> list[Path]:
+        """List the requirement files that this machine needs."""
+        names = ["torch", "run", "dev"] + ([] if self.machine.ros_distro else ["ros"])
+        return [self.root / "requirements" / f"{name}.txt" for name in names]
+
+    def done(self) -> dict[str, str]:
+        """Read the fingerprints of the stages that are done."""
+        try:
+            return json.loads(self.stamp.read_text()) if self.python.exists() else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def to_do(self) -> list[Stage]:
+        """List the stages that are not done, in order."""
+        done = self.done()
+        return [stage for stage in self.stages() if done.get(stage.name) != stage.fingerprint]
+
+    def finish(self, stage: Stage) -> None:
+        """Record that a stage is done; later stages have to be done again."""
+        done = {}
+        for each in self.stages():
+            done[each.name] = each.fingerprint
+            if each.name == stage.name:
+                break
+        part = self.stamp.with_suffix(".part")
+        part.write_text(json.dumps(done, indent=2) + "\n")
+        part.replace(self.stamp)
+
+    def make_venv(self) -> None:
+        """Make `.venv`, over whatever an interrupted or older set-up has left there."""
+        python = getattr(sys, "_base_executable", sys.executable)
+        options = ["--system-site-packages"] if self.machine.ros_distro else []
+        if self.venv.exists():
+            say(f"replacing {self.venv}: it was made for another Python or place, or it was never finished")
+            shutil.rmtree(self.venv)
+        made = subprocess.run(
+            [python, "-m", "venv", *options, str(self.venv)],
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+        )
+        if made.returncode != 0:
+            raise SetupError(
+                f"`{python} -m venv` failed: {(made.stdout + made.stderr).strip()}\n"
+                "Next: on Debian and Ubuntu `apt-get install python3-venv`, then start again."
+            )
+        self.pip("install", "--upgrade", "pip>=24,<26")
+
+    def install_requirements(self) -> None:
+        """Install everything that comes from PyPI in one call, so that one resolver sees all of it."""
+        torch = self.torch_without_cuda()
+        files = [option for path in self.requirement_files() for option in ("-r", str(path))]
+        self.pip("install", *files, *torch)
+        self.check_graphics()
+
+    def torch_without_cuda(self) -> list[str]:
+        """Ask for torch's CPU build where there is no GPU and pip's indexes have one."""
+        if self.machine.has_gpu:
+            return []
+        pin = re.search(r"^torch==\S+", (self.root / "requirements" / "torch.txt").read_text(), re.MULTILINE)
+        cpu = f"{pin.group()}+cpu"
+        with contextlib.suppress(SetupError):
+            self.pip("install", "--dry-run", "--no-deps", cpu)
+            return [cpu]
+        advice = "name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL"
+        if self.machine.free_gb < FREE_GB_CUDA:
+            raise SetupError(
+                f"pip finds no {cpu}; the general build brings CUDA and needs {FREE_GB_CUDA} GB, "
+                f"{self.machine.free_gb:.1f} GB are free.\nNext: {advice}."
+            )
+        say(
+            f"pip finds no {cpu}, so the general build comes, with several GB of CUDA for nothing.\n"
+            f"  To avoid that, stop here and {advice}."
+        )
+        return []
+
+    def check_graphics(self) -> None:
+        """Make MuJoCo open a drawing context, since libraries can be there and still not work together."""
+        probe = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
+        for backend in ("egl", "osmesa"):
+            environment = {**self.environment(), "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+            if self.call([str(self.python), "-c", probe], environment) == 0:
+                return
+        raise SetupError(
+            f"MuJoCo can draw neither through EGL nor through OSMesa; the end of {self.log} says why.\n"
+            f"Next: `apt-get install {' '.join(GRAPHICS)}`, or libosmesa6, then start again."
+        )
+
+    def build_messages(self) -> None:
+        """Build efm_msgs with plain CMake into `.venv`, after which nothing has to be sourced."""
+        self.point_wheels_at_this_python()
+        build = self.venv / "efm_msgs_build"
+        manifest = build / "install_manifest.txt"
+        if manifest.exists():  # an interface that is gone must not stay importable
+            for line in manifest.read_text().splitlines():
+                Path(line).unlink(missing_ok=True)
+        environment = {
+            **self.environment(),
+            "AMENT_PREFIX_PATH": str(self.venv),
+            "CMAKE_PREFIX_PATH": str(self.venv),
+        }
+        options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF", f"-DCMAKE_INSTALL_PREFIX={self.venv}"]
+        options += [f"-DPython3_EXECUTABLE={self.python}"]
+        source = str(self.root / "src" / "efm_msgs")
+        for command in (
+            ["cmake", "-G", "Ninja", "-S", source, "-B", str(build), *options],
+            ["cmake", "--build", str(build)],
+            ["cmake", "--install", str(build)],
+        ):
+            if self.call(command, environment) != 0:
+                raise SetupError(
+                    f"efm_msgs was not built: `{' '.join(command[:3])} …` failed.\n{self.tail()}"
+                )
+
+    def point_wheels_at_this_python(self) -> None:
+        """Replace the include folders of the machine that built the ROS wheels by those of this one."""
+        ask = "import numpy, sysconfig; print(sysconfig.get_path('include')); print(numpy.get_include())"
+        found = subprocess.run(
+            [str(self.python), "-c", ask], capture_output=True, text=True, env=self.environment()
+        )
+        include, numpy_include = found.stdout.split("\n")[:2]
+        for path in (self.venv / "share").glob("**/*.cmake"):
+            text = path.read_text()
+            fixed = re.sub(r"/opt/python/[^/;\"]+/lib/[^;\")]*/numpy/_core/include", numpy_include, text)
+            fixed = re.sub(r"/opt/python/[^/;\"]+/include/python3[0-9.]*t?", include, fixed)
+            if fixed != text:
+                path.write_text(fixed)
+
+    def build_workspace(self) -> None:
+        """Build everything into `install/` with colcon, run by the virtual environment's Python."""
+        command = [str(self.python), "-m", "colcon", "build", "--symlink-install"]
+        command += ["--cmake-args", f"-DPython3_EXECUTABLE={self.python}", "-DBUILD_TESTING=OFF"]
+        if self.call(command, self.environment()) != 0:
+            raise SetupError(
+                f"`colcon build` failed.\n{self.tail()}\nNext: colcon's own logs are in log/latest_build."
+            )
+
+    def install_packages(self) -> None:
+        """Install the Python packages of src editable, so that a changed source needs no set-up."""
+        editable = [option for package in self.packages for option in ("-e", str(package))]
+        how = [
+            "--use-pep517",
+            "--no-deps",
+            "--no-build-isolation",
+            "--config-settings",
+            "editable_mode=compat",
+        ]
+        if editable:
+            self.pip("install", *how, *editable)
+
+    def pip(self, *arguments: str) -> None:
+        """Run pip in `.venv`, once more after trouble with the network: what came first is in its cache."""
+        command = [str(self.python), "-m", "pip", *arguments, "--no-input", "--progress-bar", "off"]
+        for attempt in (1, 2):
+            if self.call(command, self.environment()) == 0:
+                return
+            tail = self.tail()
+            if DISK_TROUBLE.search(tail):
+                raise SetupError(
+                    f"the disk is full.\n{tail}\n"
+                    f"Next: make {FREE_GB} GB of room and start again; what is done stays."
+                )
+            if not NETWORK_TROUBLE.search(tail):
+                raise SetupError(
+                    f"`pip {' '.join(arguments[:2])} …` failed.\n{tail}\nNext: the whole log is {self.log}."
+                )
+            if attempt == 1:
+                say("the network failed; once more")
+        raise SetupError(
+            f"pip does not reach its package index.\n{tail}\n"
+            "Next: check the network and `pip config list`, then start again; what is done stays."
+        )
+
+    def call(self, command: list[str], environment: dict[str, str]) -> int:
+        """Run a command with its output in the log, and return its exit status."""
+        with self.log.open("a") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+            log.flush()
+            where = {"cwd": self.root, "env": environment}
+            return subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **where
+            ).returncode
+
+    def tail(self) -> str:
+        """Return the end of what the last command wrote."""
+        last = self.log.read_text(errors="replace").rsplit("\n$ ", 1)[-1]
+        return "\n".join(f"  | {line}" for line in last.splitlines()[-25:])
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment for commands inside `.venv`."""
+        environment = clean_environment()
+        environment["PATH"] = f"{self.venv / 'bin'}{os.pathsep}{environment.get('PATH', os.defpath)}"
+        environment["VIRTUAL_ENV"] = str(self.venv)
+        environment["PIP_USER"] = "0"  # a user's `user = true` would install beside the virtual environment
+        environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+        environment.setdefault("PIP_DEFAULT_TIMEOUT", "60")
+        return environment
+
+
+def content(paths: list[Path]) -> str:
+    """Hash names and contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without the traces of another environment of ROS wheels.
+
+    Such wheels restart Python once with LD_LIBRARY_PATH set; an inherited guard variable would stop ours.
+    """
+    environment = dict(os.environ)
+    if environment.pop("_ROS_WHEELS_BOOTSTRAP_COMPLETE", None):
+        environment.pop("LD_LIBRARY_PATH", None)
+    return environment
+
+
+def say(text: str) -> None:
+    """Tell the user what goes on."""
+    print(f"setup: {text}", flush=True)
+
+
+def set_up(root: Path) -> None:
+    """Do every stage that is not done; returns at once when there is none."""
+    lock = os.open(root / "scripts", os.O_RDONLY)  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("waiting for another set-up of this checkout")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    machine = Machine.look()
+    workshop = Workshop(root, machine)
+    if not workshop.to_do():
+        return
+    check(machine)
+    install_debian_packages(missing_debian_packages(), machine.can_apt)
+    still = missing_debian_packages()
+    if still:
+        raise SetupError(f"apt-get has installed {', '.join(still)}, and yet: {'; '.join(still.values())}.")
+    for stage in workshop.to_do():
+        say(f"{stage.name} …")
+        began = time.monotonic()
+        stage.work()
+        workshop.finish(stage)
+        say(f"{stage.name}: done in {time.monotonic() - began:.0f} s")
+
+
+def main() -> int:
+    """Set up, or say in plain words why not."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    try:
+        set_up(ROOT)
+    except SetupError as error:
+        print(f"setup: cannot go on: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; the next run goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
