@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class ExpertStyle:
             raise ValueError(f"ExpertStyle.rest_steps must be (least, greatest), got {self.rest_steps}")
 
     @staticmethod
-    def named(name: str, **changes: object) -> ExpertStyle:
+    def named(name: str, **changes: Any) -> ExpertStyle:
         """Returns a preset of `STYLES` with the given fields changed; an unknown name lists the choices."""
         if name not in STYLES:
             near = difflib.get_close_matches(name, STYLES, n=1)
@@ -85,15 +85,13 @@ class ExpertStyle:
         unknown = set(changes) - {field.name for field in fields(ExpertStyle)}
         if unknown:
             choices = ", ".join(field.name for field in fields(ExpertStyle))
-            raise ValueError(f"unknown ExpertStyle field {sorted(unknown)[0]!r}; choices: {choices}")
+            raise ValueError(f"unknown ExpertStyle field {min(unknown)!r}; choices: {choices}")
         return replace(STYLES[name], **changes)
 
 
 STYLES: Mapping[str, ExpertStyle] = {
     "perfect": ExpertStyle(),
-    "imperfect": ExpertStyle(
-        wander=1, noise=0.05, noise_burst=0.02, pause=0.01, slip=0.02, fail=0.1
-    ),
+    "imperfect": ExpertStyle(wander=1, noise=0.05, noise_burst=0.02, pause=0.01, slip=0.02, fail=0.1),
     "sloppy": ExpertStyle(
         wander=2, noise=0.12, noise_burst=0.05, pause=0.03, slip=0.04, slip_length=8, fail=0.25
     ),
@@ -158,8 +156,11 @@ class FaultSchedule:
         span = np.asarray(spec.action_high) - np.asarray(spec.action_low)
         fails = bool(rng.random() < style.fail)
         rest_steps = int(rng.integers(style.rest_steps[0], style.rest_steps[1] + 1))
-        scale = np.where(_spells(rng, steps, style.noise_burst, style.noise_burst_length),
-                         max(style.noise_burst_scale, style.noise), style.noise)
+        scale = np.where(
+            _spells(rng, steps, style.noise_burst, style.noise_burst_length),
+            max(style.noise_burst_scale, style.noise),
+            style.noise,
+        )
         noise = rng.standard_normal((steps, span.size)) * scale[:, None] * span
         mode = np.full(steps, ACT, np.int8)
         mode[_spells(rng, steps, style.pause, style.pause_length)] = PAUSE
@@ -189,13 +190,16 @@ class StyledExpert:
 
     @property
     def intends_success(self) -> bool:
+        """See `Expert.intends_success`."""
         return not self._faults.fails
 
     @property
     def finished(self) -> bool:
+        """See `Expert.finished`."""
         return self._rested > 0 and self._rested >= self._faults.rest_steps
 
     def act(self) -> np.ndarray:
+        """See `Expert.act`."""
         index = self._step % len(self._faults.mode)
         self._step += 1
         # Once at rest the expert stays at rest: what follows success must look like success.
@@ -256,7 +260,8 @@ def run_expert_episode(
     limit = world.spec.max_steps if max_steps is None else max_steps
     observation = world.reset(seed, instruction)
     expert = world.expert(style, seed)
-    observations, truths, actions = [observation], [world.truth()], []
+    observations, truths = [observation], [world.truth()]
+    actions: list[np.ndarray] = []
     while len(actions) < limit and not expert.finished:
         action = expert.act()
         observations.append(world.step(action))

@@ -177,13 +177,16 @@ class PointMassExpert:
 
     @property
     def intends_success(self) -> bool:
+        """See `Expert.intends_success`."""
         return not bool(self.experts.fails[0])
 
     @property
     def finished(self) -> bool:
+        """See `Expert.finished`."""
         return bool(self.experts.finished[0])
 
     def act(self) -> np.ndarray:
+        """See `Expert.act`."""
         return self.experts.act()[0]
 
 
@@ -198,11 +201,13 @@ class PointMassWorld:
         self.instruction = ""
 
     def reset(self, seed: int, instruction: str | None = None) -> Observation:
+        """See `World.reset`."""
         self.instruction = SPEC.checked_instruction(instruction, np.random.default_rng(seed))
         self._steps = 0
         return Observation({}, self._batch.reset([seed])[0], 0)
 
     def step(self, action: np.ndarray) -> Observation:
+        """See `World.step`."""
         if self._steps < 0:
             raise RuntimeError("pointmass: step before the first reset")
         state = self._batch.step(SPEC.checked_action(action)[None])[0]
@@ -210,9 +215,11 @@ class PointMassWorld:
         return Observation({}, state, self._steps)
 
     def truth(self) -> Truth:
+        """See `World.truth`."""
         return Truth(bool(self._batch.successes()[0]), float(self._batch.distances()[0]))
 
     def expert(self, style: ExpertStyle, seed: int) -> PointMassExpert:
+        """See `World.expert`."""
         return PointMassExpert(self._batch.experts(style, [seed]))
 
     def close(self) -> None:

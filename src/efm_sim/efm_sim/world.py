@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +23,14 @@ import numpy as np
 from efm_sim.expert import Expert, ExpertStyle
 
 __all__ = [
-    "Expert", "ExpertStyle", "Observation", "Truth", "World", "WorldSpec", "make_world", "world_names",
+    "Expert",
+    "ExpertStyle",
+    "Observation",
+    "Truth",
+    "World",
+    "WorldSpec",
+    "make_world",
+    "world_names",
 ]
 
 ENTRY_POINT_GROUP = "efm.worlds"
@@ -199,7 +207,7 @@ def make_world(name: str, **options: object) -> World:
     Args:
         name: `pointmass`, `table`, `metaworld:<task>`, `aloha:<task>`, `gym:<id>`, or `<family>[:<task>]`
             of a package that registers its factory under the entry point group `efm.worlds`.
-        **options: Handed to the world's factory, which documents and checks them.
+        **options: Handed to the world's factory, which documents them and checks their values.
 
     Raises:
         ValueError: The name or an option is unknown; the message lists the choices.
@@ -211,6 +219,12 @@ def make_world(name: str, **options: object) -> World:
         near = difflib.get_close_matches(family, world_names(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown world {name!r}{hint}; choices: {'; '.join(world_names().values())}")
+    parameters = inspect.signature(factory).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [option for option in options if option not in parameters]
+    if unknown and not open_ended:
+        choices = ", ".join(list(parameters)[1:]) or "none"
+        raise ValueError(f"world {name!r} has no option {unknown[0]!r}; choices: {choices}")
     return factory(task, **options)
 
 
