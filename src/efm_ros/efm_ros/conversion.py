@@ -68,15 +68,8 @@ def image_to_rgb(message: Image) -> np.ndarray:
             "contradicts itself"
         )
     rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, :row]
-    pixels = rows.reshape(height, width, channels) if step == row else _unpadded(rows, width, channels)
+    pixels = rows.reshape(height, width, channels)  # A view, with padded rows as well.
     return pixels if conversion is None else cv2.cvtColor(np.ascontiguousarray(pixels), conversion)
-
-
-def _unpadded(rows: np.ndarray, width: int, channels: int) -> np.ndarray:
-    """Views rows with padding [H, row] as [H, W, C] without copying them."""
-    return np.lib.stride_tricks.as_strided(
-        rows, (rows.shape[0], width, channels), (rows.strides[0], channels, 1), writeable=False
-    )
 
 
 def compressed_to_rgb(message: CompressedImage) -> np.ndarray:

@@ -1,0 +1,253 @@
+"""Commands to a robot in the interface that its embodiment names, and their way back to vectors.
+
+A command is one vector of the embodiment's action dimensions. Every command says which observation it answers, so that a
+world in lockstep knows when to step: stamped types in `header.stamp`, Float64MultiArray in the label of its first dimension
+('stamp_ns=<int>'; controllers ignore it). Live, stamped types carry what controllers want there instead: the time of sending,
+or zero ("start now") for trajectories.
+Left out: all checks. The safety gate (`efm_core.safety`) comes before this and is the last to decide.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from efm_core.embodiment import Action, Embodiment
+from efm_core.errors import BadRequest, EmbodimentInvalid, nearest
+from geometry_msgs.msg import TwistStamped
+from rclpy.action import ActionClient
+from rclpy.duration import Duration
+from rclpy.node import Node
+from std_msgs.msg import Float64MultiArray, MultiArrayDimension
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from efm_ros.conversion import ns_to_stamp, stamp_to_ns
+from efm_ros.names import in_robot
+from efm_ros.qos import COMMANDS
+
+Command = Float64MultiArray | JointTrajectory | TwistStamped
+TWIST_AXES = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
+MESSAGE_TYPES: dict[str, type] = {
+    "float64_multi_array": Float64MultiArray,
+    "joint_trajectory": JointTrajectory,
+    # An action's goals cannot be recorded or simulated from outside: the same trajectory also goes to a topic of its name.
+    "follow_joint_trajectory": JointTrajectory,
+    "twist_stamped": TwistStamped,
+}
+SERVO_LEAST_RATE_HZ = 20.0  # MoveIt Servo stops 0.1 s after the last twist.
+_LABEL = re.compile(r"stamp_ns=(\d+)")
+
+
+def message_type(action: Action) -> type[Command]:
+    """Gives the message class of the command topic."""
+    return MESSAGE_TYPES[action.interface]
+
+
+def encode_command(embodiment: Embodiment, values: np.ndarray, stamp_ns: int) -> Command:
+    """Makes the command message.
+
+    Args:
+        embodiment: Interface, names and control period.
+        values: float [D] in the embodiment's units.
+        stamp_ns: Stamp to put in [ns]; 0: none (an array is then not labelled).
+    """
+    action = embodiment.action
+    numbers = [float(value) for value in values]
+    if action.interface == "float64_multi_array":
+        command = Float64MultiArray(data=numbers)
+        label = f"stamp_ns={int(stamp_ns)}" if stamp_ns else ""
+        size = len(numbers)
+        command.layout.dim = [MultiArrayDimension(label=label, size=size, stride=size)]
+        return command
+    if action.interface == "twist_stamped":
+        twist = TwistStamped()
+        twist.header.stamp, twist.header.frame_id = ns_to_stamp(stamp_ns), action.frame_id
+        for dimension, number in zip(action.dimensions, numbers, strict=True):
+            part, axis = dimension.name.split("_")
+            setattr(getattr(twist.twist, part), axis, number)
+        return twist
+    trajectory = JointTrajectory(joint_names=[dimension.name for dimension in action.dimensions])
+    trajectory.header.stamp, trajectory.header.frame_id = ns_to_stamp(stamp_ns), action.frame_id
+    period = Duration(seconds=1.0 / embodiment.control_rate_hz)
+    trajectory.points = [JointTrajectoryPoint(positions=numbers, time_from_start=period.to_msg())]
+    return trajectory
+
+
+def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray, int | None]:
+    """Reads a command back, whoever sent it.
+
+    Returns:
+        values float64 [D] in the embodiment's order, and the stamp that the command carries [ns], None without one.
+
+    Raises:
+        BadRequest: Wrong type, wrong number of values, or a joint that is missing or unknown.
+    """
+    action = embodiment.action
+    wanted = message_type(action)
+    where = f"command on '{action.topic}'"
+    if not isinstance(message, wanted):
+        raise BadRequest(f"{where}: expected {wanted.__name__} ({action.interface}), found {type(message).__name__}")
+    names = [dimension.name for dimension in action.dimensions]
+    if isinstance(message, Float64MultiArray):
+        if len(message.data) != len(names):
+            raise BadRequest(f"{where}: expected {len(names)} values ({', '.join(names)}), found {len(message.data)}")
+        label = _LABEL.fullmatch(message.layout.dim[0].label) if message.layout.dim else None
+        return np.array(message.data, np.float64), int(label[1]) if label else None
+    stamp_ns = stamp_to_ns(message.header.stamp) or None
+    if isinstance(message, TwistStamped):
+        parts = (name.split("_") for name in names)
+        return np.array([getattr(getattr(message.twist, part), axis) for part, axis in parts], np.float64), stamp_ns
+    if not message.points:
+        raise BadRequest(f"{where}: expected a trajectory of at least one point, found none")
+    positions = dict(zip(message.joint_names, message.points[0].positions, strict=False))
+    for name in names:
+        if name not in positions:
+            raise BadRequest(f"{where}: expected joint '{name}', found {sorted(positions)}{nearest(name, positions)}")
+    return np.array([positions[name] for name in names], np.float64), stamp_ns
+
+
+def measured_positions(embodiment: Embodiment, state: np.ndarray | None) -> np.ndarray | None:
+    """Finds where every action dimension is now: float64 [D] from a state [S], None if the state does not show them all."""
+    if state is None or embodiment.state is None:
+        return None
+    found = {e.joint or e.name: state[i] for i, e in enumerate(embodiment.state.entries) if e.field == "position"}
+    names = [dimension.name for dimension in embodiment.action.dimensions]
+    return np.array([found[name] for name in names], np.float64) if all(name in found for name in names) else None
+
+
+class CommandChannel:
+    """Sends a robot's commands. Not thread-safe: one thread at a time may send."""
+
+    def __init__(self, node: Node, embodiment: Embodiment, robot: str = "", lockstep: bool = False) -> None:
+        """Opens the command topic (and the action, for `follow_joint_trajectory`).
+
+        Args:
+            node: Node that sends; gives the clock.
+            embodiment: Says how the robot takes commands.
+            robot: Entry of the node's `robots`.
+            lockstep: Stamp commands with the observation they answer, for a world that waits for them.
+
+        Raises:
+            EmbodimentInvalid: A dimension that the interface cannot carry, or control_msgs is missing.
+        """
+        self._node = node
+        self._embodiment = embodiment
+        self._lockstep = lockstep
+        self._last: np.ndarray | None = None
+        action = embodiment.action
+        _check_interface(node, embodiment)
+        topic = in_robot(robot, action.topic)
+        self._publisher = node.create_publisher(message_type(action), topic, COMMANDS)
+        self._trajectories = _FollowJointTrajectory(node, topic) if action.interface == "follow_joint_trajectory" else None
+
+    @property
+    def last(self) -> np.ndarray | None:
+        """The values sent last, float64 [D]; None before the first."""
+        return self._last
+
+    def send(self, values: np.ndarray, stamp_ns: int) -> None:
+        """Sends one command.
+
+        Args:
+            values: float [D], checked and bounded by the safety gate.
+            stamp_ns: Stamp of the observation that the command answers [ns].
+        """
+        command = encode_command(self._embodiment, values, self._stamp(stamp_ns))
+        self._publisher.publish(command)
+        if self._trajectories is not None:
+            self._trajectories.send(command)
+        self._last = np.array(values, np.float64)
+
+    def hold(self, stamp_ns: int = 0, measured: np.ndarray | None = None) -> np.ndarray | None:
+        """Sends the command that keeps the robot where it is, as the embodiment's `hold_still` says.
+
+        Args:
+            stamp_ns: Stamp of the observation that it answers [ns]. 0: none is answered.
+            measured: Where every action dimension is, float [D], for 'measured'; see `measured_positions`.
+
+        Returns:
+            The values sent. None: nothing was sent, since nothing is known yet that would hold still; a robot that
+            was never commanded keeps what it had.
+        """
+        values = self.hold_values(measured)
+        if values is not None:
+            self.send(values, stamp_ns)
+        return values
+
+    def hold_values(self, measured: np.ndarray | None = None) -> np.ndarray | None:
+        """Gives what `hold` would send, float64 [D], or None."""
+        action = self._embodiment.action
+        if action.hold_still == "measured":
+            return np.array(measured, np.float64) if measured is not None else self._last
+        if action.hold_still == "last":
+            return self._last if self._last is not None else measured
+        values = np.zeros(len(action.dimensions))
+        for index, dimension in enumerate(action.dimensions):
+            if dimension.gripper and self._last is not None:
+                values[index] = self._last[index]  # Zero would open or close it and drop what it holds.
+            values[index] = min(max(values[index], dimension.low), dimension.high)
+        return values
+
+    def flush(self, timeout_s: float = 0.5) -> bool:
+        """Waits until the robot has the last command; False if it does not confirm in time (steady clock)."""
+        return self._publisher.wait_for_all_acked(Duration(seconds=timeout_s))
+
+    def others(self) -> list[str]:
+        """Names the other nodes that could command this robot, sorted: publishers on the same topic."""
+        mine = self._node.get_fully_qualified_name()
+        found = self._node.get_publishers_info_by_topic(self._publisher.topic_name)
+        names = {f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found}
+        return sorted(names - {mine})
+
+    def destroy(self) -> None:
+        """Closes the topic and the action."""
+        self._node.destroy_publisher(self._publisher)
+        if self._trajectories is not None:
+            self._trajectories.destroy()
+
+    def _stamp(self, stamp_ns: int) -> int:
+        if self._lockstep or self._embodiment.action.interface == "float64_multi_array":
+            return stamp_ns
+        if self._embodiment.action.interface == "twist_stamped":
+            return self._node.get_clock().now().nanoseconds
+        return 0
+
+
+class _FollowJointTrajectory:
+    """Sends trajectories as goals; a new goal replaces the running one, which the controller handles without a stop."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        try:
+            from control_msgs.action import FollowJointTrajectory
+        except ImportError as error:
+            raise EmbodimentInvalid(
+                f"action interface follow_joint_trajectory on '{name}': expected the package control_msgs, found none; "
+                "install ros-jazzy-control-msgs, or use joint_trajectory"
+            ) from error
+        self._goal = FollowJointTrajectory.Goal
+        self._client = ActionClient(node, FollowJointTrajectory, name)
+
+    def send(self, trajectory: JointTrajectory) -> None:
+        if self._client.server_is_ready():
+            self._client.send_goal_async(self._goal(trajectory=trajectory))
+
+    def destroy(self) -> None:
+        self._client.destroy()
+
+
+def _check_interface(node: Node, embodiment: Embodiment) -> None:
+    action = embodiment.action
+    if action.interface != "twist_stamped":
+        return
+    for dimension in action.dimensions:
+        if dimension.name not in TWIST_AXES:
+            raise EmbodimentInvalid(
+                f"embodiment '{embodiment.name}', action.dimensions: expected names among {', '.join(TWIST_AXES)} for "
+                f"twist_stamped, found '{dimension.name}'{nearest(dimension.name, TWIST_AXES)}"
+            )
+    if embodiment.control_rate_hz < SERVO_LEAST_RATE_HZ:
+        node.get_logger().warning(
+            f"embodiment '{embodiment.name}' sends twists at {embodiment.control_rate_hz} Hz; MoveIt Servo stops 0.1 s after "
+            f"the last one: raise control_rate_hz to {SERVO_LEAST_RATE_HZ:g} or more, or incoming_command_timeout in Servo"
+        )
