@@ -46,6 +46,10 @@ class SetupError(Exception):
     """The machine or a stage is not as needed; the text says what was expected, found, and what to do."""
 
 
+class NotOnIndexError(SetupError):
+    """Pip's indexes do not have what was asked for."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What set-up has to know about the machine; the tests make their own."""
@@ -129,7 +133,9 @@ def dotted(version: tuple[int, int]) -> str:
     return ".".join(str(part) for part in version)
 
 
-def install_debian_packages(missing: dict[str, str], may_install: bool, run=subprocess.run) -> None:
+def install_debian_packages(
+    missing: dict[str, str], may_install: bool, run: Callable = subprocess.run
+) -> None:
     """Install Debian packages where that is allowed, or say what to install.
 
     Args:
@@ -266,9 +272,9 @@ class Workshop:
         """Ask for torch's CPU build where there is no GPU and pip's indexes have one."""
         if self.machine.has_gpu:
             return []
-        pin = re.search(r"^torch==\S+", (self.root / "requirements" / "torch.txt").read_text(), re.MULTILINE)
-        cpu = f"{pin.group()}+cpu"
-        with contextlib.suppress(SetupError):
+        pins = (self.root / "requirements" / "torch.txt").read_text().split()
+        cpu = next(word for word in pins if word.startswith("torch==")) + "+cpu"
+        with contextlib.suppress(NotOnIndexError):
             self.pip("install", "--dry-run", "--no-deps", cpu)
             return [cpu]
         advice = "name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL"
@@ -370,7 +376,8 @@ class Workshop:
                     f"Next: make {FREE_GB} GB of room and start again; what is done stays."
                 )
             if not NETWORK_TROUBLE.search(tail):
-                raise SetupError(
+                kind = NotOnIndexError if "No matching distribution found" in tail else SetupError
+                raise kind(
                     f"`pip {' '.join(arguments[:2])} …` failed.\n{tail}\nNext: the whole log is {self.log}."
                 )
             if attempt == 1:
@@ -385,10 +392,14 @@ class Workshop:
         with self.log.open("a") as log:
             log.write(f"\n$ {' '.join(command)}\n")
             log.flush()
-            where = {"cwd": self.root, "env": environment}
-            return subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **where
-            ).returncode
+            return subprocess.call(
+                command,
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def tail(self) -> str:
         """Return the end of what the last command wrote."""
