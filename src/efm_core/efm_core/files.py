@@ -1,0 +1,62 @@
+"""Durable files: what is written is on the disk before its final name appears.
+
+Every artefact is written under a temporary name, synced, and renamed: a crash leaves the old state or the
+new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from efm_core.errors import SpoolFull
+
+BLOCK_BYTES = 1 << 20  # Read at once when a file is hashed or copied.
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a new file and waits until it is on the disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_full_is_told(what: str, where: Path) -> Iterator[None]:
+    """Turns "no space left" and "disk quota exceeded" into SpoolFull; other errors pass.
+
+    Raises:
+        SpoolFull: names `what` could not be written, and `where`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SpoolFull(
+            f"{what} cannot be written to {where}: {error.strerror}; what was stored before is untouched; "
+            "free some space and try again"
+        ) from error
