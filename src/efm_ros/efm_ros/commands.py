@@ -27,7 +27,6 @@ from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
 
 Command = Float64MultiArray | JointTrajectory | TwistStamped
-TWIST_AXES = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
 MESSAGE_TYPES: dict[str, type] = {
     "float64_multi_array": Float64MultiArray,
     "joint_trajectory": JointTrajectory,
@@ -111,7 +110,8 @@ def measured_positions(embodiment: Embodiment, state: np.ndarray | None) -> np.n
     """Finds where every action dimension is now: float64 [D] from a state [S], None if the state does not show them all."""
     if state is None or embodiment.state is None:
         return None
-    found = {e.joint or e.name: state[i] for i, e in enumerate(embodiment.state.entries) if e.field == "position"}
+    entries = enumerate(embodiment.state.entries)
+    found = {entry.joint_name: state[index] for index, entry in entries if entry.field == "position"}
     names = [dimension.name for dimension in embodiment.action.dimensions]
     return np.array([found[name] for name in names], np.float64) if all(name in found for name in names) else None
 
@@ -129,14 +129,14 @@ class CommandChannel:
             lockstep: Stamp commands with the observation they answer, for a world that waits for them.
 
         Raises:
-            EmbodimentInvalid: A dimension that the interface cannot carry, or control_msgs is missing.
+            EmbodimentInvalid: The interface needs the package control_msgs, which is not installed.
         """
         self._node = node
         self._embodiment = embodiment
         self._lockstep = lockstep
         self._last: np.ndarray | None = None
         action = embodiment.action
-        _check_interface(node, embodiment)
+        _warn_of_slow_twists(node, embodiment)
         topic = in_robot(robot, action.topic)
         self._publisher = node.create_publisher(message_type(action), topic, COMMANDS)
         self._trajectories = _FollowJointTrajectory(node, topic) if action.interface == "follow_joint_trajectory" else None
@@ -236,17 +236,8 @@ class _FollowJointTrajectory:
         self._client.destroy()
 
 
-def _check_interface(node: Node, embodiment: Embodiment) -> None:
-    action = embodiment.action
-    if action.interface != "twist_stamped":
-        return
-    for dimension in action.dimensions:
-        if dimension.name not in TWIST_AXES:
-            raise EmbodimentInvalid(
-                f"embodiment '{embodiment.name}', action.dimensions: expected names among {', '.join(TWIST_AXES)} for "
-                f"twist_stamped, found '{dimension.name}'{nearest(dimension.name, TWIST_AXES)}"
-            )
-    if embodiment.control_rate_hz < SERVO_LEAST_RATE_HZ:
+def _warn_of_slow_twists(node: Node, embodiment: Embodiment) -> None:
+    if embodiment.action.interface == "twist_stamped" and embodiment.control_rate_hz < SERVO_LEAST_RATE_HZ:
         node.get_logger().warning(
             f"embodiment '{embodiment.name}' sends twists at {embodiment.control_rate_hz} Hz; MoveIt Servo stops 0.1 s after "
             f"the last one: raise control_rate_hz to {SERVO_LEAST_RATE_HZ:g} or more, or incoming_command_timeout in Servo"

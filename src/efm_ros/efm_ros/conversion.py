@@ -121,7 +121,7 @@ def state_from_joint_state(message: JointState, state: State) -> np.ndarray:
     values = np.empty(len(state.entries))
     index_of = {name: index for index, name in enumerate(message.name)}
     for position, entry in enumerate(state.entries):
-        joint = entry.joint or entry.name
+        joint = entry.joint_name
         index = index_of.get(joint)
         if index is None:
             raise ObservationInvalid(
