@@ -1,7 +1,7 @@
 """The errors of EFM: one exception class for every reason code of `efm_msgs/msg/Reason`.
 
 A message says what was expected, what was found, where, and what to do next. The code travels in results
-and statuses, so that a program can react without reading the message. Nothing here logs, translates or retries.
+and statuses, so that a program can react without reading the message. Nothing here logs or retries.
 """
 
 from __future__ import annotations

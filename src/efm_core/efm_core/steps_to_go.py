@@ -1,4 +1,4 @@
-"""Steps to go: how many control steps are left until the goal, as bins, as a distribution and as one number d.
+"""Steps to go: how many control steps are left until the goal, as bins, a distribution and one number d.
 
 Bin k holds the steps k * width .. (k + 1) * width - 1 and stands for their mean; the last bin also holds
 everything above. The learner makes targets with `bin_of`, everybody reads predictions with `combine`. Losses
