@@ -1,20 +1,17 @@
 """Commands to a robot in the interface that its embodiment names, and their way back to vectors.
 
-A command is one vector of the embodiment's action dimensions. Every command says which observation it answers, so that a
-world in lockstep knows when to step: stamped types in `header.stamp`, Float64MultiArray in the label of its first dimension
-('stamp_ns=<int>'; controllers ignore it). Live, stamped types carry what controllers want there instead: the time of sending,
-or zero ("start now") for trajectories.
+A command is one vector of the embodiment's action dimensions. Every command says which observation it
+answers, so that a world in lockstep knows when to step: stamped types in `header.stamp`, Float64MultiArray in
+the label of its first dimension ('stamp_ns=<int>'; controllers ignore it). Live, stamped types carry what
+controllers want there instead: the time of sending, or zero ("start now") for trajectories.
 Left out: all checks. The safety gate (`efm_core.safety`) comes before this and is the last to decide.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
-from efm_core.embodiment import Action, Embodiment
-from efm_core.errors import BadRequest, EmbodimentInvalid, nearest
 from geometry_msgs.msg import TwistStamped
 from rclpy.action import ActionClient
 from rclpy.duration import Duration
@@ -22,6 +19,8 @@ from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from efm_core.embodiment import Action, Embodiment
+from efm_core.errors import BadRequest, EmbodimentInvalid, nearest
 from efm_ros.conversion import ns_to_stamp, stamp_to_ns
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
@@ -30,7 +29,8 @@ Command = Float64MultiArray | JointTrajectory | TwistStamped
 MESSAGE_TYPES: dict[str, type] = {
     "float64_multi_array": Float64MultiArray,
     "joint_trajectory": JointTrajectory,
-    # An action's goals cannot be recorded or simulated from outside: the same trajectory also goes to a topic of its name.
+    # An action's goals cannot be recorded or simulated from outside: the same trajectory also goes to a topic
+    # of its name.
     "follow_joint_trajectory": JointTrajectory,
     "twist_stamped": TwistStamped,
 }
@@ -77,7 +77,8 @@ def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray
     """Reads a command back, whoever sent it.
 
     Returns:
-        values float64 [D] in the embodiment's order, and the stamp that the command carries [ns], None without one.
+        values float64 [D] in the embodiment's order, and the stamp that the command carries [ns], None
+        without one.
 
     Raises:
         BadRequest: Wrong type, wrong number of values, or a joint that is missing or unknown.
@@ -86,34 +87,47 @@ def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray
     wanted = message_type(action)
     where = f"command on '{action.topic}'"
     if not isinstance(message, wanted):
-        raise BadRequest(f"{where}: expected {wanted.__name__} ({action.interface}), found {type(message).__name__}")
+        raise BadRequest(
+            f"{where}: expected {wanted.__name__} ({action.interface}), found {type(message).__name__}"
+        )
     names = [dimension.name for dimension in action.dimensions]
     if isinstance(message, Float64MultiArray):
         if len(message.data) != len(names):
-            raise BadRequest(f"{where}: expected {len(names)} values ({', '.join(names)}), found {len(message.data)}")
+            raise BadRequest(
+                f"{where}: expected {len(names)} values ({', '.join(names)}), found {len(message.data)}"
+            )
         label = _LABEL.fullmatch(message.layout.dim[0].label) if message.layout.dim else None
         return np.array(message.data, np.float64), int(label[1]) if label else None
     stamp_ns = stamp_to_ns(message.header.stamp) or None
     if isinstance(message, TwistStamped):
         parts = (name.split("_") for name in names)
-        return np.array([getattr(getattr(message.twist, part), axis) for part, axis in parts], np.float64), stamp_ns
+        return np.array(
+            [getattr(getattr(message.twist, part), axis) for part, axis in parts], np.float64
+        ), stamp_ns
     if not message.points:
         raise BadRequest(f"{where}: expected a trajectory of at least one point, found none")
     positions = dict(zip(message.joint_names, message.points[0].positions, strict=False))
     for name in names:
         if name not in positions:
-            raise BadRequest(f"{where}: expected joint '{name}', found {sorted(positions)}{nearest(name, positions)}")
+            raise BadRequest(
+                f"{where}: expected joint '{name}', found {sorted(positions)}{nearest(name, positions)}"
+            )
     return np.array([positions[name] for name in names], np.float64), stamp_ns
 
 
 def measured_positions(embodiment: Embodiment, state: np.ndarray | None) -> np.ndarray | None:
-    """Finds where every action dimension is now: float64 [D] from a state [S], None if the state does not show them all."""
+    """Finds where every action dimension is now: float64 [D] from a state [S], None if the state does not
+    show them all."""
     if state is None or embodiment.state is None:
         return None
     entries = enumerate(embodiment.state.entries)
     found = {entry.joint_name: state[index] for index, entry in entries if entry.field == "position"}
     names = [dimension.name for dimension in embodiment.action.dimensions]
-    return np.array([found[name] for name in names], np.float64) if all(name in found for name in names) else None
+    return (
+        np.array([found[name] for name in names], np.float64)
+        if all(name in found for name in names)
+        else None
+    )
 
 
 class CommandChannel:
@@ -139,7 +153,9 @@ class CommandChannel:
         _warn_of_slow_twists(node, embodiment)
         topic = in_robot(robot, action.topic)
         self._publisher = node.create_publisher(message_type(action), topic, COMMANDS)
-        self._trajectories = _FollowJointTrajectory(node, topic) if action.interface == "follow_joint_trajectory" else None
+        self._trajectories = (
+            _FollowJointTrajectory(node, topic) if action.interface == "follow_joint_trajectory" else None
+        )
 
     @property
     def last(self) -> np.ndarray | None:
@@ -167,8 +183,8 @@ class CommandChannel:
             measured: Where every action dimension is, float [D], for 'measured'; see `measured_positions`.
 
         Returns:
-            The values sent. None: nothing was sent, since nothing is known yet that would hold still; a robot that
-            was never commanded keeps what it had.
+            The values sent. None: nothing was sent, since nothing is known yet that would hold still; a robot
+            that was never commanded keeps what it had.
         """
         values = self.hold_values(measured)
         if values is not None:
@@ -215,7 +231,8 @@ class CommandChannel:
 
 
 class _FollowJointTrajectory:
-    """Sends trajectories as goals; a new goal replaces the running one, which the controller handles without a stop."""
+    """Sends trajectories as goals; a new goal replaces the running one, which the controller handles without
+    a stop."""
 
     def __init__(self, node: Node, name: str) -> None:
         try:

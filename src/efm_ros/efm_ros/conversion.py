@@ -1,7 +1,8 @@
 """ROS messages to numpy arrays and back, without needless copies.
 
-Images become uint8 [H, W, 3] RGB, stamps become integer nanoseconds, joint states become vectors in the order of the
-embodiment, matched by name. Left out: preprocessing to the model's size (`efm_core.image`) and commands (`commands`).
+Images become uint8 [H, W, 3] RGB, stamps become integer nanoseconds, joint states become vectors in the order
+of the embodiment, matched by name.
+Left out: preprocessing to the model's size (`efm_core.image`) and commands (`commands`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray, Header
+
 from efm_core.embodiment import State
 from efm_core.errors import ObservationInvalid, nearest
 from efm_core.image import decode_compressed
-from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Float64MultiArray, Header
 
 NANOSECONDS = 1_000_000_000
 # Encoding -> (bytes of a pixel, OpenCV conversion to RGB, None where it is RGB already).
@@ -48,10 +50,12 @@ def image_to_rgb(message: Image) -> np.ndarray:
         message: Encoding rgb8, bgr8, mono8, rgba8 or bgra8; rows may be padded (`step`).
 
     Returns:
-        uint8 [H, W, 3]. For rgb8 a view into the message's own memory, which it keeps alive; else a new array.
+        uint8 [H, W, 3]. For rgb8 a view into the message's own memory, which it keeps alive; else a new
+        array.
 
     Raises:
-        ObservationInvalid: Unknown encoding, no pixels, or a step or data size that contradicts width and height.
+        ObservationInvalid: Unknown encoding, no pixels, or a step or data size that contradicts width and
+            height.
     """
     if message.encoding not in ENCODINGS:
         raise ObservationInvalid(
@@ -73,7 +77,8 @@ def image_to_rgb(message: Image) -> np.ndarray:
 
 
 def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
-    """Gives a JPEG or PNG message as uint8 [H, W, 3] RGB; raises ObservationInvalid when it does not decode."""
+    """Gives a JPEG or PNG message as uint8 [H, W, 3] RGB; raises ObservationInvalid when it does not
+    decode."""
     return decode_compressed(message.data)
 
 
@@ -99,7 +104,8 @@ def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
 
 
 def set_bytes(message: Any, field: str, data: bytes | bytearray | memoryview) -> None:
-    """Fills a uint8[] field past the setter, which checks every byte in Python (2 ms and more for one image)."""
+    """Fills a uint8[] field past the setter, which checks every byte in Python (2 ms and more for one
+    image)."""
     values = array.array("B")
     values.frombytes(data)
     setattr(message, f"_{field}", values)
@@ -110,7 +116,8 @@ def state_from_joint_state(message: JointState, state: State) -> np.ndarray:
 
     Args:
         message: Joints in any order; more of them than wanted is fine.
-        state: What the embodiment wants: entries name their joint (else their own name is the joint's) and field.
+        state: What the embodiment wants: entries name their joint (else their own name is the joint's) and
+            field.
 
     Returns:
         float64 [S] in the order of the embodiment.
@@ -153,6 +160,10 @@ def state_from_array(message: Float64MultiArray, state: State) -> np.ndarray:
 
 def _finite(values: np.ndarray, state: State) -> np.ndarray:
     if not np.isfinite(values).all():
-        bad = [entry.name for entry, value in zip(state.entries, values, strict=True) if not np.isfinite(value)]
-        raise ObservationInvalid(f"state on '{state.topic}': expected finite values, found NaN or infinity in {bad}")
+        bad = [
+            entry.name for entry, value in zip(state.entries, values, strict=True) if not np.isfinite(value)
+        ]
+        raise ObservationInvalid(
+            f"state on '{state.topic}': expected finite values, found NaN or infinity in {bad}"
+        )
     return values

@@ -1,9 +1,10 @@
 """The lifecycle node that all nodes of EFM are, and the `main` that runs one.
 
-A node fills in four hooks: `acquire` (configure: load or raise), `start` (activate), `stop` (deactivate) and `release` (one
-teardown that tolerates half-built state). The base turns their errors into refused transitions with clear words in the log,
-starts itself when `autostart` says so, publishes /diagnostics once a second, and makes every end of the process, in order or
-not, go through stop and release: what `stop` sends last (the hold-still command) is the last thing that the node sends.
+A node fills in four hooks: `acquire` (configure: load or raise), `start` (activate), `stop` (deactivate) and
+`release` (one teardown that tolerates half-built state). The base turns their errors into refused transitions
+with clear words in the log, starts itself when `autostart` says so, publishes /diagnostics once a second, and
+makes every end of the process, in order or not, go through stop and release: what `stop` sends last (the
+hold-still command) is the last thing that the node sends.
 Left out: what a node does between start and stop, and threads of its own; `release` has to end those.
 """
 
@@ -22,17 +23,22 @@ from typing import Any, ClassVar
 import rclpy
 import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from efm_core.errors import EfmError
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
+from efm_core.errors import EfmError
 from efm_ros.names import robot_label
 from efm_ros.parameters import declare, param
 
-OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+OK, WARN, ERROR, STALE = (
+    DiagnosticStatus.OK,
+    DiagnosticStatus.WARN,
+    DiagnosticStatus.ERROR,
+    DiagnosticStatus.STALE,
+)
 DIAGNOSTICS_PERIOD_S = 1.0
 EXIT_STOPPED, EXIT_FAILED = 0, 1
 
@@ -42,15 +48,17 @@ class NodeParameters:
     """Parameters of every node; a node's own parameter dataclass inherits from it."""
 
     autostart: bool = param(
-        True, description="Configure and activate by itself. False: a lifecycle manager does, for example ros2 lifecycle."
+        True,
+        description="Configure and activate by itself. False: a lifecycle manager does, for example ros2 lifecycle.",
     )
 
 
 class EfmLifecycleNode(LifecycleNode):
     """A lifecycle node with parameters, diagnostics and one teardown.
 
-    Subclasses set `Parameters` and override `acquire`, `start`, `stop`, `release`, and where wanted `parameters_changed`
-    and `update_diagnostics`. All of them run in the executor's thread. `fail` may be called from any thread.
+    Subclasses set `Parameters` and override `acquire`, `start`, `stop`, `release`, and where wanted
+    `parameters_changed` and `update_diagnostics`. All of them run in the executor's thread. `fail` may be
+    called from any thread.
     """
 
     Parameters: ClassVar[type[NodeParameters]] = NodeParameters
@@ -79,10 +87,13 @@ class EfmLifecycleNode(LifecycleNode):
         # Steady, since simulated time may stand still while nodes start and robots rest.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._diagnostics_timer = self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        self._diagnostics_timer = self.create_timer(
+            DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady
+        )
         self._autostart_timer = self.create_timer(0.0, self._autostart, clock=steady)
 
-    # Hooks ------------------------------------------------------------------------------------------------------------
+    # Hooks
+    # ------------------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
         """Configure: takes everything that is needed, or raises. Nothing moves yet."""
@@ -91,7 +102,8 @@ class EfmLifecycleNode(LifecycleNode):
         """Activate: begins to work, or raises."""
 
     def stop(self) -> None:
-        """Deactivate: ends the work in order; the hold-still command is the last one sent. May be called when not started."""
+        """Deactivate: ends the work in order; the hold-still command is the last one sent. May be called when
+        not started."""
 
     def release(self) -> None:
         """Gives everything back, also what `acquire` took before it raised. Called any number of times."""
@@ -102,15 +114,19 @@ class EfmLifecycleNode(LifecycleNode):
     def update_diagnostics(self) -> None:
         """Called before every publication of diagnostics, to call `diagnose` with the newest figures."""
 
-    # For subclasses ---------------------------------------------------------------------------------------------------
+    # For subclasses
+    # ---------------------------------------------------------------------------------------------------
 
     @property
     def is_active(self) -> bool:
         """True between activation and deactivation."""
         return self._state_machine.current_state[1] == "active"
 
-    def diagnose(self, name: str, level: bytes, message: str, robot: str | None = None, **values: object) -> None:
-        """Sets the state of a subcomponent, published at 1 Hz until the next call. May be called from any thread.
+    def diagnose(
+        self, name: str, level: bytes, message: str, robot: str | None = None, **values: object
+    ) -> None:
+        """Sets the state of a subcomponent, published at 1 Hz until the next call. May be called from any
+        thread.
 
         Args:
             name: Subcomponent; published as '<node>: <name>'.
@@ -123,21 +139,24 @@ class EfmLifecycleNode(LifecycleNode):
         self.diagnostics[name] = (level, message, values)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the node: `run_node` stops it safely and exits with code 1. For errors in threads of the node's own."""
+        """Ends the node: `run_node` stops it safely and exits with code 1. For errors in threads of the
+        node's own."""
         if self.failure is None:
             self.failure = error
             self._log_error("fault", error)
         self._failed.trigger()
 
     def stop_and_release(self) -> None:
-        """Brings the node to a safe end from any state; what goes wrong on the way is logged and does not end the way."""
+        """Brings the node to a safe end from any state; what goes wrong on the way is logged and does not end
+        the way."""
         for name, step in (("stop", self.stop), ("release", self.release)):
             try:
                 step()
             except Exception as error:
                 self._log_error(name, error)
 
-    # Transitions ------------------------------------------------------------------------------------------------------
+    # Transitions
+    # ------------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Runs `acquire`; on an error gives back what was taken and stays unconfigured."""
@@ -161,14 +180,16 @@ class EfmLifecycleNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After a transition that failed half-way: everything is stopped and given back; the node is unconfigured again."""
+        """After a transition that failed half-way: everything is stopped and given back; the node is
+        unconfigured again."""
         self.stop_and_release()
         return TransitionCallbackReturn.SUCCESS
 
     def _attempt(
         self, name: str, step: Callable[[], None], undo: Callable[[], None] | None, state: LifecycleState
     ) -> TransitionCallbackReturn:
-        """Runs a transition's step. With a way back the transition is refused on an error, without one on_error cleans up."""
+        """Runs a transition's step. With a way back the transition is refused on an error, without one
+        on_error cleans up."""
         try:
             step()
         except Exception as error:
@@ -194,7 +215,8 @@ class EfmLifecycleNode(LifecycleNode):
             self.failure = self._refusal or RuntimeError("a transition was refused; see the log")
             self._failed.trigger()
 
-    # Parameters, diagnostics, errors ----------------------------------------------------------------------------------
+    # Parameters, diagnostics, errors
+    # ----------------------------------------------------------------------------------
 
     def _take_parameters(self, parameters: NodeParameters) -> None:
         self.parameters = parameters
@@ -231,8 +253,8 @@ def run_node(
 ) -> int:
     """Runs one node until SIGINT, SIGTERM, a lifecycle shutdown or a fault: the whole `main` of a node.
 
-    Callbacks run in this thread (`threads` = 1) or in a pool. At the end no callback runs any more when `stop` is called,
-    so that its hold-still command is the last one; the middleware is shut down after that.
+    Callbacks run in this thread (`threads` = 1) or in a pool. At the end no callback runs any more when
+    `stop` is called, so that its hold-still command is the last one; the middleware is shut down after that.
 
     Args:
         factory: Makes the node; called after rclpy.init.
@@ -291,8 +313,9 @@ def _log_start_error(error: Exception) -> None:
 class _StopSignals:
     """Turns SIGINT and SIGTERM into a call from a thread.
 
-    rclpy's own handlers shut the middleware down at once, so that no last command could be sent. A handler in Python alone
-    would wait until the executor returns from its wait in C; the wake-up file descriptor is written in any case.
+    rclpy's own handlers shut the middleware down at once, so that no last command could be sent. A handler in
+    Python alone would wait until the executor returns from its wait in C; the wake-up file descriptor is
+    written in any case.
     """
 
     def __init__(self) -> None:
@@ -303,7 +326,9 @@ class _StopSignals:
         self._thread = threading.Thread(target=self._watch, name="stop signals", daemon=True)
 
     def __enter__(self) -> _StopSignals:
-        self._before = {number: signal.signal(number, self._ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._ignore) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._thread.start()
         return self
@@ -333,4 +358,5 @@ class _StopSignals:
 
     @staticmethod
     def _ignore(number: int, frame: FrameType | None) -> None:
-        """The thread has it; a second signal during the stop (a terminal sends to the whole group) changes nothing."""
+        """The thread has it; a second signal during the stop (a terminal sends to the whole group) changes
+        nothing."""

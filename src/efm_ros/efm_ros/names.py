@@ -1,7 +1,7 @@
 """Names of robots, topics and services, for nodes that serve one robot or many.
 
-A node's parameter `robots` lists robots by namespace below the node's own; [''] is the one robot whose namespace the node
-lives in. Names stay relative, so that remapping and namespaces work.
+A node's parameter `robots` lists robots by namespace below the node's own; [''] is the one robot whose
+namespace the node lives in. Names stay relative, so that remapping and namespaces work.
 """
 
 from __future__ import annotations
@@ -20,5 +20,6 @@ def in_robot(robot: str, name: str) -> str:
 
 
 def robot_label(node: Node, robot: str) -> str:
-    """Gives a robot's full namespace without leading slash, as messages and diagnostics name it; '' for none."""
+    """Gives a robot's full namespace without leading slash, as messages and diagnostics name it; '' for
+    none."""
     return "/".join(part.strip("/") for part in (node.get_namespace(), robot) if part.strip("/"))

@@ -2,14 +2,16 @@
 
     @dataclasses.dataclass(frozen=True)
     class JudgeParameters:
-        threshold: float = param(-1.0, description="Success threshold; negative: the bundle's.", unit="control steps")
+        threshold: float = param(-1.0, description="Success threshold; negative: the bundle's.", unit="control
+            steps")
 
     parameters = declare(node, JudgeParameters)
 
-Every field becomes one parameter with type, description and range in its descriptor. Parameters are read-only unless they say
-otherwise. What rclpy ignores is refused here: an override whose name nobody declared, so that a typing mistake in a YAML
-file ends the start with the nearest name instead of running with a default. A `__post_init__` of the dataclass may check
-rules between fields; it raises `BadRequest`, at start and at every later set.
+Every field becomes one parameter with type, description and range in its descriptor. Parameters are read-only
+unless they say otherwise. What rclpy ignores is refused here: an override whose name nobody declared, so that
+a typing mistake in a YAML file ends the start with the nearest name instead of running with a default. A
+`__post_init__` of the dataclass may check rules between fields; it raises `BadRequest`, at start and at every
+later set.
 Left out: nested parameters and parameters that are declared later than the node's construction.
 """
 
@@ -21,10 +23,11 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from efm_core.errors import BadRequest, EfmError, nearest
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+
+from efm_core.errors import BadRequest, EfmError, nearest
 
 Parameters = TypeVar("Parameters")
 
@@ -75,17 +78,23 @@ def declare(
     Args:
         node: Node that owns the parameters.
         cls: Frozen dataclass whose fields were made with `param`.
-        changed: Called with a new instance after a settable parameter was set; the old instance keeps its values.
+        changed: Called with a new instance after a settable parameter was set; the old instance keeps its
+            values.
 
     Returns:
         The values that hold now.
 
     Raises:
-        BadRequest: All that is wrong with the overrides, in one message: unknown names (with the nearest one), wrong
+        BadRequest: All that is wrong with the overrides, in one message: unknown names (with the nearest
+            one), wrong
             types, values out of range, missing ones, broken rules between fields.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    types = {name: _parameter_type(cls, name, hint) for name, hint in typing.get_type_hints(cls).items() if name in fields}
+    types = {
+        name: _parameter_type(cls, name, hint)
+        for name, hint in typing.get_type_hints(cls).items()
+        if name in fields
+    }
     overrides: dict[str, Parameter] = node._parameter_overrides
     problems = _unknown(node, overrides, fields)
     values: dict[str, Any] = {}
@@ -109,10 +118,13 @@ def declare(
         raise BadRequest(f"parameters of node '{node.get_fully_qualified_name()}': " + "; ".join(problems))
     for name, field in fields.items():
         value = list(values[name]) if isinstance(values[name], tuple) else values[name]
-        # The value read above is declared, since an override of 1 for a float or [] for an array has another type.
+        # The value read above is declared, since an override of 1 for a float or [] for an array has another
+        # type.
         parameter = Parameter(name, types[name], value)
         node._parameter_overrides.pop(name, None)
-        node.declare_parameter(name, parameter.value if value != [] else types[name], _descriptor(field, types[name]))
+        node.declare_parameter(
+            name, parameter.value if value != [] else types[name], _descriptor(field, types[name])
+        )
         if value == []:
             node._parameters[name] = parameter  # rclpy cannot infer the type of an empty list.
     _watch(node, cls, fields, types, current, changed)
@@ -147,7 +159,9 @@ def _read(name: str, parameter: Parameter, wanted: Parameter.Type) -> Any:
         return tuple(float(entry) for entry in value)
     if found is not wanted:
         expected = wanted.name.lower().replace("_", " ")
-        raise BadRequest(f"parameter '{name}': expected {expected}, found {found.name.lower().replace('_', ' ')} {value!r}")
+        raise BadRequest(
+            f"parameter '{name}': expected {expected}, found {found.name.lower().replace('_', ' ')} {value!r}"
+        )
     return tuple(value) if is_array else value
 
 
@@ -162,7 +176,9 @@ def _checked(name: str, value: Any, field: dataclasses.Field) -> Any:
             raise BadRequest(f"parameter '{name}': expected {_bounds(field)}, found {entry}")
         if about["choices"] and entry not in about["choices"]:
             known = ", ".join(about["choices"])
-            raise BadRequest(f"parameter '{name}': expected one of {known}, found '{entry}'{nearest(entry, about['choices'])}")
+            raise BadRequest(
+                f"parameter '{name}': expected one of {known}, found '{entry}'{nearest(entry, about['choices'])}"
+            )
     return value
 
 
@@ -183,7 +199,9 @@ def _descriptor(field: dataclasses.Field, wanted: Parameter.Type) -> ParameterDe
     if None not in (low, high) and wanted is Parameter.Type.INTEGER:
         descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=0)]
     elif None not in (low, high) and wanted is Parameter.Type.DOUBLE:
-        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high), step=0.0)]
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=float(low), to_value=float(high), step=0.0)
+        ]
     elif low is not None or high is not None:  # ROS knows ranges with two ends and of single numbers only.
         constraints = _bounds(field)
     descriptor.additional_constraints = constraints
@@ -204,7 +222,9 @@ def _watch(
     def values_of(parameters: list[Parameter]) -> dict[str, Any]:
         return {
             parameter.name: _checked(
-                parameter.name, _read(parameter.name, parameter, types[parameter.name]), fields[parameter.name]
+                parameter.name,
+                _read(parameter.name, parameter, types[parameter.name]),
+                fields[parameter.name],
             )
             for parameter in parameters
             if parameter.name in fields

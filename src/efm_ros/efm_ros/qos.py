@@ -1,7 +1,8 @@
 """The four QoS profiles of EFM, each for one kind of traffic.
 
-A topic's kind decides its profile; nodes never build a QoSProfile of their own. Deployments can still change a profile for
-one topic with ROS parameters, since `OVERRIDES` is passed where a topic is created for users' devices (cameras).
+A topic's kind decides its profile; nodes never build a QoSProfile of their own. Deployments can still change
+a profile for one topic with ROS parameters, since `OVERRIDES` is passed where a topic is created for users'
+devices (cameras).
 Left out: deadlines, lifespans and liveliness. Age is judged from stamps, where simulated time counts too.
 """
 
@@ -18,7 +19,8 @@ def _profile(depth: int, reliability: ReliabilityPolicy, durability: DurabilityP
 
 
 IMAGES = _profile(5, ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)
-"""Sensor streams (cameras, joint states): a lost message is replaced by the next one, an old one helps nobody."""
+"""Sensor streams (cameras, joint states): a lost message is replaced by the next one, an old one helps
+nobody."""
 
 COMMANDS = _profile(1, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """Commands to a robot: they arrive, and only the newest counts."""
@@ -33,4 +35,5 @@ MODELS = _profile(10, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOC
 """LATCHED for the `models` topic: a late joiner sees the last ten announcements, not only the last one."""
 
 OVERRIDES = QoSOverridingOptions.with_default_policies()
-"""Pass as `qos_overriding_options` to let a deployment change history, depth and reliability of that topic."""
+"""Pass as `qos_overriding_options` to let a deployment change history, depth and reliability of that
+topic."""
