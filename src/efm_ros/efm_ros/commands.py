@@ -116,8 +116,15 @@ def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray
 
 
 def measured_positions(embodiment: Embodiment, state: np.ndarray | None) -> np.ndarray | None:
-    """Finds where every action dimension is now: float64 [D] from a state [S], None if the state does not
-    show them all."""
+    """Finds where every action dimension is now.
+
+    Args:
+        embodiment: Names of the state entries and action dimensions.
+        state: [S], or None.
+
+    Returns:
+        float64 [D]. None: there is no state, or it does not show them all.
+    """
     if state is None or embodiment.state is None:
         return None
     entries = enumerate(embodiment.state.entries)
@@ -231,16 +238,15 @@ class CommandChannel:
 
 
 class _FollowJointTrajectory:
-    """Sends trajectories as goals; a new goal replaces the running one, which the controller handles without
-    a stop."""
+    """Sends trajectories as goals; a new goal replaces the running one without a stop."""
 
     def __init__(self, node: Node, name: str) -> None:
         try:
             from control_msgs.action import FollowJointTrajectory
         except ImportError as error:
             raise EmbodimentInvalid(
-                f"action interface follow_joint_trajectory on '{name}': expected the package control_msgs, found none; "
-                "install ros-jazzy-control-msgs, or use joint_trajectory"
+                f"action interface follow_joint_trajectory on '{name}': expected the package control_msgs, "
+                "found none; install ros-jazzy-control-msgs, or use joint_trajectory"
             ) from error
         self._goal = FollowJointTrajectory.Goal
         self._client = ActionClient(node, FollowJointTrajectory, name)
@@ -256,6 +262,7 @@ class _FollowJointTrajectory:
 def _warn_of_slow_twists(node: Node, embodiment: Embodiment) -> None:
     if embodiment.action.interface == "twist_stamped" and embodiment.control_rate_hz < SERVO_LEAST_RATE_HZ:
         node.get_logger().warning(
-            f"embodiment '{embodiment.name}' sends twists at {embodiment.control_rate_hz} Hz; MoveIt Servo stops 0.1 s after "
-            f"the last one: raise control_rate_hz to {SERVO_LEAST_RATE_HZ:g} or more, or incoming_command_timeout in Servo"
+            f"embodiment '{embodiment.name}' sends twists at {embodiment.control_rate_hz} Hz; MoveIt Servo "
+            f"stops 0.1 s after the last one: raise control_rate_hz to {SERVO_LEAST_RATE_HZ:g} or more, or "
+            "incoming_command_timeout in Servo"
         )

@@ -68,8 +68,8 @@ def image_to_rgb(message: Image) -> np.ndarray:
     if height == 0 or width == 0 or step < row or len(message.data) != step * height:
         raise ObservationInvalid(
             f"image of frame '{message.header.frame_id}': expected {height} rows of at least {row} bytes "
-            f"({width} pixels of {message.encoding}), found step {step} and {len(message.data)} bytes; the camera driver "
-            "contradicts itself"
+            f"({width} pixels of {message.encoding}), found step {step} and {len(message.data)} bytes; the "
+            "camera driver contradicts itself"
         )
     rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, :row]
     pixels = rows.reshape(height, width, channels)  # A view, with padded rows as well.
@@ -77,8 +77,7 @@ def image_to_rgb(message: Image) -> np.ndarray:
 
 
 def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
-    """Gives a JPEG or PNG message as uint8 [H, W, 3] RGB; raises ObservationInvalid when it does not
-    decode."""
+    """Gives a JPEG or PNG message as uint8 [H, W, 3] RGB; ObservationInvalid when it does not decode."""
     return decode_compressed(message.data)
 
 
@@ -104,8 +103,7 @@ def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
 
 
 def set_bytes(message: Any, field: str, data: bytes | bytearray | memoryview) -> None:
-    """Fills a uint8[] field past the setter, which checks every byte in Python (2 ms and more for one
-    image)."""
+    """Fills a uint8[] field past the setter, which checks every byte in Python (2 ms for one image)."""
     values = array.array("B")
     values.frombytes(data)
     setattr(message, f"_{field}", values)
@@ -132,13 +130,14 @@ def state_from_joint_state(message: JointState, state: State) -> np.ndarray:
         index = index_of.get(joint)
         if index is None:
             raise ObservationInvalid(
-                f"joint state on '{state.topic}': expected joint '{joint}', found {sorted(index_of)}{nearest(joint, index_of)}"
+                f"joint state on '{state.topic}': expected joint '{joint}', found {sorted(index_of)}"
+                f"{nearest(joint, index_of)}"
             )
         column: Sequence[float] = getattr(message, entry.field)
         if index >= len(column):
             raise ObservationInvalid(
-                f"joint state on '{state.topic}': expected a {entry.field} of joint '{joint}', found {len(column)} "
-                f"{entry.field} values for {len(message.name)} joints"
+                f"joint state on '{state.topic}': expected a {entry.field} of joint '{joint}', found "
+                f"{len(column)} {entry.field} values for {len(message.name)} joints"
             )
         values[position] = column[index]
     return _finite(values, state)
@@ -151,8 +150,9 @@ def state_from_array(message: Float64MultiArray, state: State) -> np.ndarray:
         ObservationInvalid: Wrong length or not finite.
     """
     if len(message.data) != len(state.entries):
+        names = ", ".join(entry.name for entry in state.entries)
         raise ObservationInvalid(
-            f"state on '{state.topic}': expected {len(state.entries)} values ({', '.join(e.name for e in state.entries)}), "
+            f"state on '{state.topic}': expected {len(state.entries)} values ({names}), "
             f"found {len(message.data)}"
         )
     return _finite(np.array(message.data, np.float64), state)

@@ -49,7 +49,7 @@ class NodeParameters:
 
     autostart: bool = param(
         True,
-        description="Configure and activate by itself. False: a lifecycle manager does, for example ros2 lifecycle.",
+        description="Configure and activate by itself. False: a lifecycle manager does it.",
     )
 
 
@@ -93,7 +93,6 @@ class EfmLifecycleNode(LifecycleNode):
         self._autostart_timer = self.create_timer(0.0, self._autostart, clock=steady)
 
     # Hooks
-    # ------------------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
         """Configure: takes everything that is needed, or raises. Nothing moves yet."""
@@ -102,8 +101,10 @@ class EfmLifecycleNode(LifecycleNode):
         """Activate: begins to work, or raises."""
 
     def stop(self) -> None:
-        """Deactivate: ends the work in order; the hold-still command is the last one sent. May be called when
-        not started."""
+        """Deactivate: ends the work in order; the hold-still command is the last one sent.
+
+        Called at every end, also of a node that never started and of one that stopped already.
+        """
 
     def release(self) -> None:
         """Gives everything back, also what `acquire` took before it raised. Called any number of times."""
@@ -115,7 +116,6 @@ class EfmLifecycleNode(LifecycleNode):
         """Called before every publication of diagnostics, to call `diagnose` with the newest figures."""
 
     # For subclasses
-    # ---------------------------------------------------------------------------------------------------
 
     @property
     def is_active(self) -> bool:
@@ -139,24 +139,21 @@ class EfmLifecycleNode(LifecycleNode):
         self.diagnostics[name] = (level, message, values)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the node: `run_node` stops it safely and exits with code 1. For errors in threads of the
-        node's own."""
+        """Ends the node from any thread: `run_node` stops it safely and exits with code 1."""
         if self.failure is None:
             self.failure = error
             self._log_error("fault", error)
         self._failed.trigger()
 
     def stop_and_release(self) -> None:
-        """Brings the node to a safe end from any state; what goes wrong on the way is logged and does not end
-        the way."""
+        """Brings the node to a safe end from any state; an error in `stop` does not prevent `release`."""
         for name, step in (("stop", self.stop), ("release", self.release)):
             try:
                 step()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a safe end comes before everything
                 self._log_error(name, error)
 
     # Transitions
-    # ------------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Runs `acquire`; on an error gives back what was taken and stays unconfigured."""
@@ -180,26 +177,24 @@ class EfmLifecycleNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After a transition that failed half-way: everything is stopped and given back; the node is
-        unconfigured again."""
+        """Stops and gives back everything after a transition that failed half-way; unconfigured again."""
         self.stop_and_release()
         return TransitionCallbackReturn.SUCCESS
 
     def _attempt(
         self, name: str, step: Callable[[], None], undo: Callable[[], None] | None, state: LifecycleState
     ) -> TransitionCallbackReturn:
-        """Runs a transition's step. With a way back the transition is refused on an error, without one
-        on_error cleans up."""
+        """Runs a transition's step. With a way back an error refuses it, without one `on_error` cleans up."""
         try:
             step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - rclpy would swallow it without a word
             self._log_error(name, error)
             self._refusal = error
             if undo is None:
                 return TransitionCallbackReturn.ERROR
             try:
                 undo()
-            except Exception as second:
+            except Exception as second:  # noqa: BLE001 - the same
                 self._log_error(f"undo {name}", second)
                 return TransitionCallbackReturn.ERROR
             return TransitionCallbackReturn.FAILURE
@@ -216,7 +211,6 @@ class EfmLifecycleNode(LifecycleNode):
             self._failed.trigger()
 
     # Parameters, diagnostics, errors
-    # ----------------------------------------------------------------------------------
 
     def _take_parameters(self, parameters: NodeParameters) -> None:
         self.parameters = parameters
@@ -266,7 +260,7 @@ def run_node(
     """
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # rclpy has no common class for the faults of a command line or YAML file.
+    except Exception as error:  # noqa: BLE001 - a bad command line or YAML file has no class of its own
         print(f"the node did not start: {error}", file=sys.stderr)
         return EXIT_FAILED
     node: EfmLifecycleNode | None = None
@@ -283,7 +277,7 @@ def run_node(
                     executor.spin_once()
             except (KeyboardInterrupt, ExternalShutdownException):
                 pass
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a callback raises: the robot stops
                 if node is not None:
                     node.fail(error)
                 else:
@@ -358,5 +352,4 @@ class _StopSignals:
 
     @staticmethod
     def _ignore(number: int, frame: FrameType | None) -> None:
-        """The thread has it; a second signal during the stop (a terminal sends to the whole group) changes
-        nothing."""
+        """The thread has it; a second signal (a terminal sends one to the whole group) changes nothing."""

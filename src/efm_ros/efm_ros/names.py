@@ -20,6 +20,5 @@ def in_robot(robot: str, name: str) -> str:
 
 
 def robot_label(node: Node, robot: str) -> str:
-    """Gives a robot's full namespace without leading slash, as messages and diagnostics name it; '' for
-    none."""
+    """Gives a robot's full namespace without leading slash, as messages name it; '' for none."""
     return "/".join(part.strip("/") for part in (node.get_namespace(), robot) if part.strip("/"))

@@ -2,8 +2,7 @@
 
     @dataclasses.dataclass(frozen=True)
     class JudgeParameters:
-        threshold: float = param(-1.0, description="Success threshold; negative: the bundle's.", unit="control
-            steps")
+        threshold: float = param(-1.0, description="Success threshold.", unit="control steps")
 
     parameters = declare(node, JudgeParameters)
 
@@ -176,9 +175,8 @@ def _checked(name: str, value: Any, field: dataclasses.Field) -> Any:
             raise BadRequest(f"parameter '{name}': expected {_bounds(field)}, found {entry}")
         if about["choices"] and entry not in about["choices"]:
             known = ", ".join(about["choices"])
-            raise BadRequest(
-                f"parameter '{name}': expected one of {known}, found '{entry}'{nearest(entry, about['choices'])}"
-            )
+            near = nearest(entry, about["choices"])
+            raise BadRequest(f"parameter '{name}': expected one of {known}, found '{entry}'{near}")
     return value
 
 
