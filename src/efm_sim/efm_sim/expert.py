@@ -196,16 +196,22 @@ class StyledExpert:
     @property
     def finished(self) -> bool:
         """See `Expert.finished`."""
-        return self._rested > 0 and self._rested >= self._faults.rest_steps
+        if self._rested < max(1, self._faults.rest_steps):
+            return False
+        return self._world.truth().success or self._skill.given_up
 
     def act(self) -> np.ndarray:
         """See `Expert.act`."""
         index = self._step % len(self._faults.mode)
         self._step += 1
-        # Once at rest the expert stays at rest: what follows success must look like success.
-        if self._rested or self._world.truth().success or self._skill.given_up:
+        # What follows success must look like success: no noise, no slips. Should the robot coast out of the
+        # success set all the same, it comes back and rests anew.
+        if self._world.truth().success or self._skill.given_up:
             self._rested += 1
             return np.clip(self._skill.hold(), self._low, self._high)
+        if self._rested:
+            self._rested = 0
+            return np.clip(self._skill.act(), self._low, self._high)
         mode = self._faults.mode[index]
         if mode == PAUSE:
             return np.clip(self._skill.hold(), self._low, self._high)
