@@ -63,7 +63,7 @@ def encode_command(embodiment: Embodiment, values: np.ndarray, stamp_ns: int) ->
         twist = TwistStamped()
         twist.header.stamp, twist.header.frame_id = ns_to_stamp(stamp_ns), action.frame_id
         for dimension, number in zip(action.dimensions, numbers, strict=True):
-            part, axis = dimension.name.split("_")
+            part, axis = dimension.name.split(".")
             setattr(getattr(twist.twist, part), axis, number)
         return twist
     trajectory = JointTrajectory(joint_names=[dimension.name for dimension in action.dimensions])
@@ -100,7 +100,7 @@ def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray
         return np.array(message.data, np.float64), int(label[1]) if label else None
     stamp_ns = stamp_to_ns(message.header.stamp) or None
     if isinstance(message, TwistStamped):
-        parts = (name.split("_") for name in names)
+        parts = (name.split(".") for name in names)
         return np.array(
             [getattr(getattr(message.twist, part), axis) for part, axis in parts], np.float64
         ), stamp_ns
