@@ -3,10 +3,11 @@
 Inputs come in any order and at any rate. At a control tick `ready` gives one observation, or None, and then
 `why_not_ready` names the input that is missing or too old.
 
-The rule that makes an observation can be repeated from stamps alone: of every camera the newest image; the stamp
-of the observation is that of the newest of these images; the state is the newest that is not younger than the
-stamp. A new state without a new image makes no new observation. Stamps are those of the sensors, not of the
-arrival, in nanoseconds on the robot's clock. Decoding, ROS and threads are the caller's business.
+The rule that makes an observation can be repeated from stamps alone: of every camera the newest image; the
+stamp of the observation is that of the newest of these images; the state is the newest that is not
+younger than the stamp. A new state without a new image makes no new observation. Stamps are those of
+the sensors, not of the arrival, in nanoseconds on the robot's clock. Decoding, ROS and threads are the
+caller's business.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class ObservationAssembler:
         self._last_ns: int | None = None
 
     def start(self, not_before_ns: int) -> None:
-        """Begins an episode: clears the frame history and drops inputs that are older than `not_before_ns`."""
+        """Begins an episode: clears the frame history and drops inputs older than `not_before_ns`."""
         self._not_before_ns = not_before_ns
         self._last_ns = None
         for held in self._cameras.values():
