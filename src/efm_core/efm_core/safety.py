@@ -12,7 +12,7 @@ from enum import IntFlag
 import numpy as np
 import numpy.typing as npt
 
-from efm_core.embodiment import Action, Embodiment
+from efm_core.embodiment import Action
 from efm_core.errors import ActionNotFinite, LimitExceeded
 
 Command = npt.NDArray[np.float64]
@@ -135,37 +135,31 @@ class SafetyGate:
 
 
 def hold_still_command(
-    embodiment: Embodiment, last: npt.ArrayLike | None, state: npt.ArrayLike | None
+    action: Action, last: npt.ArrayLike | None, measured: npt.ArrayLike | None
 ) -> Command | None:
     """Returns the command that stops the robot where it is, as its embodiment says.
 
     Args:
-        embodiment: with `action.hold_still`.
+        action: with `hold_still`.
         last: [D] the last command that was sent; None: none yet.
-        state: [S] the newest state vector; None: none yet.
+        measured: [D] the measured positions, NaN where unknown; None: nothing was measured.
 
     Returns:
-        float64 [D]. A gripper keeps its last command. Where a position is not known, the last command
-        stands in.
-        None: there is nothing that would be still for sure, since no command was sent and nothing was
-            measured.
+        float64 [D]. A gripper keeps its last command, so that nothing is dropped. Where `hold_still` is
+        measured and a position is not known, the last command stands in. None where neither is known: nothing
+        that could be sent would surely be still, and a robot that was never commanded is.
     """
-    size = embodiment.action_size
-    unknown = np.full(size, np.nan)
+    unknown = np.full(len(action.dimensions), np.nan)
     kept = unknown if last is None else np.array(last, dtype=np.float64)
-    how = embodiment.action.hold_still
-    command = np.zeros(size) if how == "zero" else kept.copy()
-    measured = unknown.copy()
-    if state is not None:
-        values = np.asarray(state, dtype=np.float64)
-        for dimension, index in enumerate(embodiment.measured_indices()):
-            if index is not None:
-                measured[dimension] = values[index]
-    if how == "measured":
-        command = np.where(np.isfinite(measured), measured, kept)
-    for index, item in enumerate(embodiment.action.dimensions):
-        if item.gripper:
-            command[index] = kept[index] if np.isfinite(kept[index]) else measured[index]
+    positions = unknown if measured is None else np.array(measured, dtype=np.float64)
+    known = np.isfinite(positions)
+    command = {
+        "zero": np.zeros_like(kept),
+        "last": np.where(np.isfinite(kept), kept, positions),
+        "measured": np.where(known, positions, kept),
+    }[action.hold_still]
+    gripper = np.array([item.gripper for item in action.dimensions])
+    command[gripper] = np.where(np.isfinite(kept), kept, positions)[gripper]
     return command if np.isfinite(command).all() else None
 
 

@@ -62,43 +62,43 @@ class StepsToGoBins:
         offsets = self.centers - mean[..., None]
         return np.asarray(np.sqrt(np.maximum((probabilities * offsets * offsets).sum(axis=-1), 0.0)))
 
-    def combine(
-        self, logits: FloatArray, how: str = "mean"
-    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Makes one prediction out of the heads of an ensemble.
-
-        Args:
-            logits: [B, E, K], E heads for each of B observations.
-            how: "mean" averages the distributions of the heads; "max" takes, for each observation, the head
-                that sees the most steps to go (pessimistic: no single optimist can announce success).
-
-        Returns:
-            d [B] in steps; spread [B], standard deviation in steps of the combined distribution; disagreement
-            [B], standard deviation in steps of d between the heads (0 with one head); probabilities [B, K].
-        """
-        if np.ndim(logits) != 3:
-            raise ValueError(f"steps-to-go logits: expected the shape [B, E, K], found {np.shape(logits)}")
-        each = softmax(logits)
-        of_heads = self.expectation(each)
-        if how == "mean":
-            probabilities = each.mean(axis=1)
-        elif how == "max":
-            probabilities = each[np.arange(len(each)), of_heads.argmax(axis=1)]
-        else:
-            raise ValueError(f"combination of heads: expected 'mean' or 'max', found '{how}'")
-        return (
-            self.expectation(probabilities),
-            self.spread(probabilities),
-            of_heads.std(axis=1),
-            probabilities,
-        )
-
     def _check(self, probabilities: FloatArray) -> None:
         if np.ndim(probabilities) < 1 or np.shape(probabilities)[-1] != self.bins:
             raise ValueError(
                 f"steps-to-go distribution: expected {self.bins} bins on the last axis, "
                 f"found the shape {np.shape(probabilities)}"
             )
+
+
+def combine(
+    logits: FloatArray, how: str, bins: StepsToGoBins
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Makes one prediction out of the heads of an ensemble.
+
+    Args:
+        logits: [B, E, K], E heads for each of B observations.
+        how: "mean" averages the distributions of the heads; "max" takes, for each observation, the head that
+            sees the most steps to go (pessimistic: no single optimist can announce success).
+        bins: what the K bins stand for.
+
+    Returns:
+        d [B] in steps; spread [B], standard deviation in steps of the combined distribution; disagreement
+        [B], standard deviation in steps of d between the heads (0 with one head); probabilities [B, K].
+
+    Raises:
+        ValueError: wrong shape, no heads, or an unknown way to combine.
+    """
+    if np.ndim(logits) != 3 or np.shape(logits)[1] == 0:
+        raise ValueError(f"steps-to-go logits: expected the shape [B, E, K], found {np.shape(logits)}")
+    each = softmax(logits)
+    of_heads = bins.expectation(each)
+    if how == "mean":
+        probabilities = each.mean(axis=1)
+    elif how == "max":
+        probabilities = each[np.arange(len(each)), of_heads.argmax(axis=1)]
+    else:
+        raise ValueError(f"combination of heads: expected 'mean' or 'max', found '{how}'")
+    return bins.expectation(probabilities), bins.spread(probabilities), of_heads.std(axis=1), probabilities
 
 
 def softmax(logits: FloatArray) -> FloatArray:

@@ -21,6 +21,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from efm_core.embodiment import Action, Embodiment
 from efm_core.errors import BadRequest, EmbodimentInvalid, nearest
+from efm_core.safety import hold_still_command
 from efm_ros.conversion import ns_to_stamp, stamp_to_ns
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
@@ -123,18 +124,15 @@ def measured_positions(embodiment: Embodiment, state: np.ndarray | None) -> np.n
         state: [S], or None.
 
     Returns:
-        float64 [D]. None: there is no state, or it does not show them all.
+        float64 [D], NaN for a dimension that the state does not show. None: there is no state, or it shows
+        none of them.
     """
-    if state is None or embodiment.state is None:
+    if state is None:
         return None
-    entries = enumerate(embodiment.state.entries)
-    found = {entry.joint_name: state[index] for index, entry in entries if entry.field == "position"}
-    names = [dimension.name for dimension in embodiment.action.dimensions]
-    return (
-        np.array([found[name] for name in names], np.float64)
-        if all(name in found for name in names)
-        else None
-    )
+    indices = embodiment.measured_indices()
+    if all(index is None for index in indices):
+        return None
+    return np.array([np.nan if index is None else state[index] for index in indices], np.float64)
 
 
 class CommandChannel:
@@ -187,7 +185,7 @@ class CommandChannel:
 
         Args:
             stamp_ns: Stamp of the observation that it answers [ns]. 0: none is answered.
-            measured: Where every action dimension is, float [D], for 'measured'; see `measured_positions`.
+            measured: Where every action dimension is, float [D], NaN where unknown; see `measured_positions`.
 
         Returns:
             The values sent. None: nothing was sent, since nothing is known yet that would hold still; a robot
@@ -200,17 +198,7 @@ class CommandChannel:
 
     def hold_values(self, measured: np.ndarray | None = None) -> np.ndarray | None:
         """Gives what `hold` would send, float64 [D], or None."""
-        action = self._embodiment.action
-        if action.hold_still == "measured":
-            return np.array(measured, np.float64) if measured is not None else self._last
-        if action.hold_still == "last":
-            return self._last if self._last is not None else measured
-        values = np.zeros(len(action.dimensions))
-        for index, dimension in enumerate(action.dimensions):
-            if dimension.gripper and self._last is not None:
-                values[index] = self._last[index]  # Zero would open or close it and drop what it holds.
-            values[index] = min(max(values[index], dimension.low), dimension.high)
-        return values
+        return hold_still_command(self._embodiment.action, self._last, measured)
 
     def flush(self, timeout_s: float = 0.5) -> bool:
         """Waits until the robot has the last command; False if it does not confirm in time (steady clock)."""
