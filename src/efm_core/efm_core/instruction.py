@@ -1,8 +1,8 @@
 """Instructions as numbers: the one encoding that training and serving share, chosen by the bundle's manifest.
 
 Kinds: `hashed_words` needs no vocabulary file; `tokenizer` uses that of a pretrained language model; `none`
-is for models that know one task only. An instruction that does not fit is refused, never cut: half of it would
-mean something else.
+is for models that know one task only. An instruction that does not fit is refused, never cut: half of it
+would mean something else.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from enum import IntFlag
 import numpy as np
 import numpy.typing as npt
 
-from efm_core.embodiment import Action
+from efm_core.embodiment import Action, Embodiment
 from efm_core.errors import ActionNotFinite, LimitExceeded
 
 Command = npt.NDArray[np.float64]
@@ -135,6 +135,31 @@ class SafetyGate:
 
 
 def hold_still_command(
+    embodiment: Embodiment, last: npt.ArrayLike | None, state: npt.ArrayLike | None
+) -> Command | None:
+    """As `hold_still_values`, with positions taken from the newest state vector [S]; None: no state yet."""
+    return hold_still_values(embodiment.action, last, measured_positions(embodiment, state))
+
+
+def measured_positions(embodiment: Embodiment, state: npt.ArrayLike | None) -> Command | None:
+    """Finds where every action dimension is in a state vector.
+
+    Args:
+        embodiment: names of the state entries and action dimensions.
+        state: [S], or None.
+
+    Returns:
+        float64 [D], NaN for a dimension that the state does not show. None: there is no state, or it shows
+        none of them.
+    """
+    indices = embodiment.measured_indices()
+    if state is None or all(index is None for index in indices):
+        return None
+    values = np.asarray(state, dtype=np.float64)
+    return np.array([np.nan if index is None else values[index] for index in indices])
+
+
+def hold_still_values(
     action: Action, last: npt.ArrayLike | None, measured: npt.ArrayLike | None
 ) -> Command | None:
     """Returns the command that stops the robot where it is, as its embodiment says.

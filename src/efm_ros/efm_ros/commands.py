@@ -21,7 +21,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from efm_core.embodiment import Action, Embodiment
 from efm_core.errors import BadRequest, EmbodimentInvalid, nearest
-from efm_core.safety import hold_still_command
+from efm_core.safety import hold_still_values
 from efm_ros.conversion import ns_to_stamp, stamp_to_ns
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
@@ -116,25 +116,6 @@ def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray
     return np.array([positions[name] for name in names], np.float64), stamp_ns
 
 
-def measured_positions(embodiment: Embodiment, state: np.ndarray | None) -> np.ndarray | None:
-    """Finds where every action dimension is now.
-
-    Args:
-        embodiment: Names of the state entries and action dimensions.
-        state: [S], or None.
-
-    Returns:
-        float64 [D], NaN for a dimension that the state does not show. None: there is no state, or it shows
-        none of them.
-    """
-    if state is None:
-        return None
-    indices = embodiment.measured_indices()
-    if all(index is None for index in indices):
-        return None
-    return np.array([np.nan if index is None else state[index] for index in indices], np.float64)
-
-
 class CommandChannel:
     """Sends a robot's commands. Not thread-safe: one thread at a time may send."""
 
@@ -185,7 +166,7 @@ class CommandChannel:
 
         Args:
             stamp_ns: Stamp of the observation that it answers [ns]. 0: none is answered.
-            measured: Where every action dimension is, float [D], NaN where unknown; see `measured_positions`.
+            measured: Where every action dimension is, float [D], NaN where unknown; see `efm_core.safety`.
 
         Returns:
             The values sent. None: nothing was sent, since nothing is known yet that would hold still; a robot
@@ -198,7 +179,7 @@ class CommandChannel:
 
     def hold_values(self, measured: np.ndarray | None = None) -> np.ndarray | None:
         """Gives what `hold` would send, float64 [D], or None."""
-        return hold_still_command(self._embodiment.action, self._last, measured)
+        return hold_still_values(self._embodiment.action, self._last, measured)
 
     def flush(self, timeout_s: float = 0.5) -> bool:
         """Waits until the robot has the last command; False if it does not confirm in time (steady clock)."""

@@ -12,11 +12,11 @@ from trajectory_msgs.msg import JointTrajectory
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, EmbodimentInvalid
+from efm_core.safety import measured_positions
 from efm_ros.commands import (
     CommandChannel,
     decode_command,
     encode_command,
-    measured_positions,
     message_type,
 )
 from efm_ros.conversion import ns_to_stamp
