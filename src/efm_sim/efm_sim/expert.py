@@ -187,6 +187,7 @@ class StyledExpert:
         self._high = np.asarray(world.spec.action_high)
         self._step = 0
         self._rested = 0
+        self._hold_undoes = False
 
     @property
     def intends_success(self) -> bool:
@@ -204,13 +205,15 @@ class StyledExpert:
         """See `Expert.act`."""
         index = self._step % len(self._faults.mode)
         self._step += 1
-        # What follows success must look like success: no noise, no slips. Should the robot coast out of the
-        # success set all the same, it comes back and rests anew.
+        # What follows success must look like success: no noise, no slips. Where holding still undoes success (a
+        # sprung handle, a robot that coasts), the expert comes back, and then stays by keeping at its task.
         if self._world.truth().success or self._skill.given_up:
             self._rested += 1
-            return np.clip(self._skill.hold(), self._low, self._high)
+            action = self._skill.act() if self._hold_undoes else self._skill.hold()
+            return np.clip(action, self._low, self._high)
         if self._rested:
             self._rested = 0
+            self._hold_undoes = True
             return np.clip(self._skill.act(), self._low, self._high)
         mode = self._faults.mode[index]
         if mode == PAUSE:

@@ -44,6 +44,7 @@ class GymRecipe:
         info_at_reset: Returns the `info` that a step would have given for the state after reset.
         expert: Makes the expert of a running episode, None where there is none.
         close: Frees what the cameras hold.
+        runs_on: Whether stepping on after termination is sound; if not, the world then stands still.
     """
 
     spec: WorldSpec
@@ -56,12 +57,14 @@ class GymRecipe:
     info_at_reset: Callable[[Any], Mapping[str, Any]] = lambda observation: {}
     expert: Callable[[GymWorld, ExpertStyle, int], Expert] | None = None
     close: Callable[[], None] = lambda: None
+    runs_on: bool = False
 
 
 class GymWorld:
     """One Gymnasium environment behind the `World` protocol.
 
-    An environment that terminates stays where it is until the next reset: the caller ends episodes.
+    The caller ends episodes. An environment that terminates before that stands still until the next reset,
+    unless its recipe says that it can run on.
 
     Attributes:
         environment: The wrapped environment.
@@ -95,7 +98,7 @@ class GymWorld:
             raise RuntimeError(f"{self.spec.name}: step before the first reset")
         command = self.spec.checked_action(action).astype(self.environment.action_space.dtype)
         for _ in range(self._recipe.action_repeat):
-            if self._terminated:
+            if self._terminated and not self._recipe.runs_on:
                 break
             self.observation, _, self._terminated, _, self._info = self.environment.step(command)
         self._steps += 1
