@@ -269,7 +269,7 @@ def run_node(
         with _StopSignals() as signals:
             try:
                 node = factory()
-                executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
+                executor = SingleThreadedExecutor() if threads == 1 else _ThreadPool(threads)
                 executor.add_node(node)
                 wake = node.create_guard_condition(lambda: None)
                 signals.on_signal(wake.trigger)
@@ -302,6 +302,16 @@ def _is_finalized(node: EfmLifecycleNode) -> bool:
 def _log_start_error(error: Exception) -> None:
     text = str(error) if isinstance(error, EfmError) else "".join(traceback.format_exception(error))
     rclpy.logging.get_logger("efm").fatal(f"the node did not start: {text}")
+
+
+class _ThreadPool(MultiThreadedExecutor):
+    """rclpy's executor, but no callback runs any more after `shutdown` (rclpy 7.1 does not wait for them)."""
+
+    def shutdown(self, timeout_sec: float | None = None) -> bool:
+        self._executor.shutdown(wait=False)
+        for thread in self._executor._threads:
+            thread.join(timeout_sec)
+        return super().shutdown(timeout_sec)
 
 
 class _StopSignals:
