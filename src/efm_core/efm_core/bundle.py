@@ -1,7 +1,8 @@
 """Model bundles: a folder `<id>/` with `manifest.json` and the files that it lists with size and SHA-256.
 
 A bundle is written under a temporary name, synced, and renamed to its id. A loader refuses what is missing,
-added, changed or renamed, and never guesses. Nothing here opens a model: that is left to onnx_model.py and to the learner. No file is unpickled, and only formats that cannot run code are allowed in.
+added, changed or renamed, and never guesses. Nothing here opens a model: that is left to onnx_model.py and to
+the learner. No file is unpickled, and only formats that cannot run code are allowed in.
 """
 
 from __future__ import annotations

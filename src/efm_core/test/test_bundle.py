@@ -209,7 +209,7 @@ def test_a_bundle_for_another_embodiment_is_refused_with_the_differences(tmp_pat
 
 def test_a_full_table_of_files_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path, manifest(), FILES)
-    with pytest.raises(BundleInvalid, match="fills it"):
+    with pytest.raises(BundleInvalid, match="write_bundle fills"):
         write_bundle(tmp_path, bundle.manifest, FILES)
     again = write_bundle(tmp_path, dataclasses.replace(bundle.manifest, files={}), FILES)
     assert again.id == bundle.id

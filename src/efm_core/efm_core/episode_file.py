@@ -1,0 +1,241 @@
+"""Reads the file of a recorded episode in one pass over its records, in the order of writing, checksums verified.
+
+What it gives are raw messages by topic, the embodiment, and the summary. Which observation belongs to which
+action is the business of episode_rows.py.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mcap.exceptions import EndOfFile, InvalidMagic, McapError
+from mcap.reader import make_reader
+from mcap.records import Channel, Message, Metadata, Schema
+from mcap.stream_reader import StreamReader
+from zstandard import ZstdError
+
+from efm_core.embodiment import Embodiment
+from efm_core.errors import EmbodimentInvalid, EpisodeInvalid, EpisodeTruncated
+from efm_core.schemas import deserialize
+from efm_core.summary import SUMMARY_TYPE, Summary
+
+FORMAT = 1  # Of the episodes that this code writes and reads.
+FORMAT_KEY = "efm.format"
+EMBODIMENT_KEY = "efm.embodiment"
+SUMMARY_TOPIC = "episode_summary"
+METADATA = "metadata.yaml"
+
+# What the reader's libraries raise on bytes that are no MCAP file; their checks are not complete.
+_DAMAGE: tuple[type[Exception], ...] = (
+    McapError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
+_DAMAGE += (struct.error, RuntimeError, EOFError, ZstdError)
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """One message as it was recorded: log time [ns] and CDR bytes."""
+
+    log_time_ns: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class RecordedTopic:
+    """All messages of one topic in the order of writing."""
+
+    name: str
+    type_name: str
+    messages: list[RawMessage]
+
+    def decoded(self) -> Iterator[tuple[RawMessage, Any]]:
+        """Yields every message with its decoded form.
+
+        Raises:
+            EpisodeInvalid: a message is not of the topic's type.
+        """
+        for raw in self.messages:
+            yield raw, deserialize(raw.data, self.type_name)
+
+
+@dataclass(frozen=True)
+class EpisodeFile:
+    """The content of an episode's file."""
+
+    path: Path
+    embodiment: Embodiment
+    summary: Summary
+    topics: dict[str, RecordedTopic]
+
+    def topic(self, name: str, type_name: str) -> RecordedTopic | None:
+        """Returns a topic of the expected type; None where the episode does not have it or it is empty.
+
+        Raises:
+            EpisodeInvalid: the topic has another type.
+        """
+        found = self.topics.get(name)
+        if found is None or not found.messages:
+            return None
+        if found.type_name != type_name:
+            raise EpisodeInvalid(
+                f"{self.path}: expected topic '{name}' of type {type_name}, found {found.type_name}"
+            )
+        return found
+
+
+def bag_file(folder: Path | str) -> Path:
+    """Returns the MCAP file of an episode's folder.
+
+    Raises:
+        EpisodeInvalid: there is no such folder, or it does not hold an episode.
+        EpisodeTruncated: the folder was left by a recorder that did not finish.
+    """
+    path = Path(folder)
+    if path.name.endswith(".partial") or path.parent.name.endswith(".partial"):
+        raise EpisodeTruncated(f"{path}: the recorder did not finish this episode; it cannot be used")
+    if not path.is_dir():
+        raise EpisodeInvalid(f"{path}: expected an episode's folder, found {_what_is(path)}")
+    for file in (path / f"{path.name}.mcap", path / METADATA):
+        if not file.is_file():
+            raise EpisodeInvalid(
+                f"{path}: expected a file {file.name}, found none: is this an episode's folder?"
+            )
+    return path / f"{path.name}.mcap"
+
+
+def read_episode_file(folder: Path | str, unread: Iterable[str] = ()) -> EpisodeFile:
+    """Reads an episode's file as a whole.
+
+    Args:
+        folder: of the episode.
+        unread: topics whose messages are left out.
+
+    Raises:
+        EpisodeTruncated: the file ends too early, or the summary is missing.
+        EpisodeInvalid: the file is damaged, was made by another version, or contradicts itself.
+    """
+    file = bag_file(folder)
+    try:
+        recorded, metadata = _scan(file, frozenset(unread))
+    except _DAMAGE as error:
+        raise _damaged(file, error) from error
+    by_name: dict[str, RecordedTopic] = {}
+    for topic in recorded:
+        if by_name.setdefault(topic.name, topic) is not topic:
+            raise EpisodeInvalid(f"{file}: expected one type for topic '{topic.name}', found two")
+    summary = _summary(file, by_name.get(SUMMARY_TOPIC))
+    embodiment = _embodiment(file, metadata)
+    if summary.embodiment_digest != embodiment.digest:
+        raise EpisodeInvalid(
+            f"{file}: the summary names embodiment {summary.embodiment_digest}, the file holds "
+            f"{embodiment.digest} ('{embodiment.name}')"
+        )
+    return EpisodeFile(file, embodiment, summary, by_name)
+
+
+def read_summary(folder: Path | str) -> Summary:
+    """Reads only the summary of an episode, through the file's index, however long the episode is.
+
+    Raises:
+        EpisodeTruncated, EpisodeInvalid: as `read_episode_file`.
+    """
+    file = bag_file(folder)
+    topic: RecordedTopic | None = None
+    try:
+        with file.open("rb") as stream:
+            reader = make_reader(stream, validate_crcs=True)
+            for schema, _, message in reader.iter_messages([SUMMARY_TOPIC, f"/{SUMMARY_TOPIC}"]):
+                name = "" if schema is None else schema.name
+                topic = RecordedTopic(SUMMARY_TOPIC, name, [RawMessage(message.log_time, message.data)])
+    except _DAMAGE as error:
+        raise _damaged(file, error) from error
+    return _summary(file, topic)
+
+
+def _scan(file: Path, unread: frozenset[str]) -> tuple[list[RecordedTopic], Metadata | None]:
+    """Returns the topics of a file, and the record in which rosbag2 keeps its metadata."""
+    schemas: dict[int, str] = {}
+    topics: dict[int, RecordedTopic] = {}
+    metadata: Metadata | None = None
+    with file.open("rb") as stream:
+        for record in StreamReader(stream, validate_crcs=True).records:
+            if isinstance(record, Message):
+                topic = topics[record.channel_id]
+                if topic.name not in unread:
+                    topic.messages.append(RawMessage(record.log_time, record.data))
+            elif isinstance(record, Schema):
+                schemas[record.id] = record.name
+            elif isinstance(record, Channel) and record.id not in topics:
+                topics[record.id] = RecordedTopic(record.topic.lstrip("/"), schemas[record.schema_id], [])
+            elif isinstance(record, Metadata) and record.name == "rosbag2":
+                metadata = record
+    return list(topics.values()), metadata
+
+
+def _summary(file: Path, topic: RecordedTopic | None) -> Summary:
+    if topic is None or not topic.messages:
+        raise EpisodeTruncated(f"{file}: expected a message on '{SUMMARY_TOPIC}' at the end, found none")
+    if topic.type_name != SUMMARY_TYPE:
+        raise EpisodeInvalid(
+            f"{file}: expected '{SUMMARY_TOPIC}' of type {SUMMARY_TYPE}, found {topic.type_name}"
+        )
+    if len(topic.messages) != 1:
+        raise EpisodeInvalid(
+            f"{file}: expected one message on '{SUMMARY_TOPIC}', found {len(topic.messages)}"
+        )
+    summary = Summary.of(deserialize(topic.messages[0].data, SUMMARY_TYPE))
+    if summary.episode_id != file.stem:
+        raise EpisodeInvalid(
+            f"{file}: expected the summary of episode {file.stem}, found that of '{summary.episode_id}'; "
+            "an episode's folder cannot be renamed"
+        )
+    return summary
+
+
+def _embodiment(file: Path, metadata: Metadata | None) -> Embodiment:
+    """Returns the embodiment from the bag's custom data, which rosbag2 keeps as YAML in the MCAP file."""
+    where = f"{file}, {EMBODIMENT_KEY}"
+    try:
+        text = metadata.metadata["serialized_metadata"] if metadata is not None else ""
+        custom = (yaml.load(text, Loader=_YAML_LOADER) or {}).get("custom_data") or {}
+        version, plain = custom.get(FORMAT_KEY), json.loads(custom.get(EMBODIMENT_KEY, "null"))
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise EpisodeInvalid(f"{where}: expected the metadata of rosbag2, found: {error}") from error
+    if version != str(FORMAT):
+        raise EpisodeInvalid(
+            f"{file}: expected custom data {FORMAT_KEY} = {FORMAT}, found {version!r}: the bag was not "
+            f"recorded "
+            "by EFM, or by another version of it, or was written anew by a tool that drops custom data"
+        )
+    try:
+        return Embodiment.from_dict(plain, where=where)
+    except EmbodimentInvalid as error:
+        raise EpisodeInvalid(str(error)) from error
+
+
+def _damaged(file: Path, error: Exception) -> EpisodeInvalid | EpisodeTruncated:
+    if isinstance(error, EndOfFile):
+        size = file.stat().st_size
+        return EpisodeTruncated(f"{file}: ends after {size} bytes, in the middle of a record; it was cut off")
+    if isinstance(error, InvalidMagic):
+        return EpisodeInvalid(f"{file}: expected an MCAP file, found other bytes at its beginning or end")
+    return EpisodeInvalid(f"{file}: damaged: {type(error).__name__}: {error}")
+
+
+def _what_is(path: Path) -> str:
+    return "a file" if path.exists() else "nothing"
+
+
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
