@@ -20,7 +20,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.errors import ReaderError
 
 from efm_core.embodiment import Embodiment
-from efm_core.episode_file import METADATA, EpisodeFile, bag_file, read_episode_file, read_summary
+from efm_core.episode_file import METADATA, EpisodeFile, list_episodes, read_episode_file, read_summary
 from efm_core.episode_inputs import EpisodeInputs
 from efm_core.episode_rows import EpisodeRows, align, bundle_ids
 from efm_core.episode_writer import EpisodeWriter
@@ -177,15 +177,6 @@ def check_episode(path: Path | str) -> list[str]:
     return problems
 
 
-def list_episodes(directory: Path | str) -> list[Path]:
-    """Returns the folders of the whole episodes in a directory, oldest first; none where it does not exist.
-
-    Folders that a recorder did not finish have other names and are not among them.
-    """
-    root = Path(directory)
-    return sorted(item for item in root.iterdir() if _is_episode(item)) if root.is_dir() else []
-
-
 def history_stack(length: int, frames: int) -> npt.NDArray[np.int64]:
     """Returns rows int64 [length, frames]: row t names t-frames+1 .. t, with 0 for what is before the start.
 
@@ -193,16 +184,6 @@ def history_stack(length: int, frames: int) -> npt.NDArray[np.int64]:
     """
     rows = np.arange(length)[:, None] + np.arange(1 - frames, 1)[None, :]
     return np.maximum(rows, 0)
-
-
-def _is_episode(folder: Path) -> bool:
-    if folder.name.startswith(".") or not folder.is_dir():
-        return False
-    try:
-        bag_file(folder)
-    except EfmError:
-        return False
-    return True
 
 
 def _labels(

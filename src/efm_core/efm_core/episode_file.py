@@ -1,4 +1,4 @@
-"""Reads the file of a recorded episode in one pass over its records, in the order of writing, checksums verified.
+"""Reads the file of a recorded episode: one pass over its records in the order of writing, with checksums.
 
 What it gives are raw messages by topic, the embodiment, and the summary. Which observation belongs to which
 action is the business of episode_rows.py.
@@ -21,7 +21,7 @@ from mcap.stream_reader import StreamReader
 from zstandard import ZstdError
 
 from efm_core.embodiment import Embodiment
-from efm_core.errors import EmbodimentInvalid, EpisodeInvalid, EpisodeTruncated
+from efm_core.errors import EfmError, EmbodimentInvalid, EpisodeInvalid, EpisodeTruncated
 from efm_core.schemas import deserialize
 from efm_core.summary import SUMMARY_TYPE, Summary
 
@@ -115,6 +115,15 @@ def bag_file(folder: Path | str) -> Path:
     return path / f"{path.name}.mcap"
 
 
+def list_episodes(directory: Path | str) -> list[Path]:
+    """Returns the folders of the whole episodes in a directory, oldest first; none where it does not exist.
+
+    Folders that a recorder did not finish have other names and are not among them.
+    """
+    root = Path(directory)
+    return sorted(item for item in root.iterdir() if _is_episode(item)) if root.is_dir() else []
+
+
 def read_episode_file(folder: Path | str, unread: Iterable[str] = ()) -> EpisodeFile:
     """Reads an episode's file as a whole.
 
@@ -162,6 +171,16 @@ def read_summary(folder: Path | str) -> Summary:
     except _DAMAGE as error:
         raise _damaged(file, error) from error
     return _summary(file, topic)
+
+
+def _is_episode(folder: Path) -> bool:
+    if folder.name.startswith(".") or not folder.is_dir():
+        return False
+    try:
+        bag_file(folder)
+    except EfmError:
+        return False
+    return True
 
 
 def _scan(file: Path, unread: frozenset[str]) -> tuple[list[RecordedTopic], Metadata | None]:
