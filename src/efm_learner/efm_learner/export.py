@@ -2,7 +2,7 @@
 
 An architecture is traced once (seconds); later exports of the same architecture only replace the weights in
 the graph, whose initialisers carry the names of the state dict (milliseconds). Every export is compared with
-torch on the frames that it is given and refused beyond `PARITY_LIMIT`. Training and thresholds live elsewhere.
+torch on the frames that it is given and refused beyond `PARITY_LIMIT`. Training lives elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import logging
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,7 @@ def _trace(network: EfmNetwork, outputs: Sequence[str]) -> onnx.ModelProto:
     graph = _Graph(network, list(batch), outputs)
     was_training = network.training
     graph.eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet_tracer():
         program = torch.onnx.export(
             graph,
             tuple(value.to(_device(network)) for value in batch.values()),
@@ -273,6 +272,22 @@ def _trace(network: EfmNetwork, outputs: Sequence[str]) -> onnx.ModelProto:
             node.input[index] = names.get(name, name)
     onnx.checker.check_model(model)
     return onnx.load(io.BytesIO(model.SerializeToString()))
+
+
+@contextmanager
+def _quiet_tracer() -> Iterator[None]:
+    """Keeps the tracer's notes about itself away from the user while it works; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _output_specs(network: EfmNetwork, outputs: Sequence[str]) -> dict[str, dict[str, Any]]:

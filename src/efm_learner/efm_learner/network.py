@@ -1,4 +1,4 @@
-"""The network: a backbone, a categorical head over action bins and an ensemble of heads over steps-to-go bins.
+"""The network: a backbone, a head over action bins, and an ensemble of heads over steps-to-go bins.
 
 Inputs and outputs carry the names of the ONNX graph, and normalisation happens inside, so training, export
 and serving share one definition. Losses live in `objectives.py`, files in `checkpoint.py` and `export.py`.
@@ -113,19 +113,30 @@ class EfmNetwork(nn.Module):
         if ACTION_LOGITS in outputs or self.steps_backbone is None:
             features = self.policy_backbone(batch)
         if ACTION_LOGITS in outputs:
-            logits = self.action_head(features).float()
-            logits = logits.view(-1, self.chunk, self.dimensions, self.max_bins)
-            results[ACTION_LOGITS] = logits + self.bin_mask
+            results[ACTION_LOGITS] = self.act(features)
         if STEPS_TO_GO_LOGITS in outputs:
             if self.steps_backbone is not None:
                 features = self.steps_backbone(batch)
-            results[STEPS_TO_GO_LOGITS] = self.steps_head(features).float()
+            results[STEPS_TO_GO_LOGITS] = self.judge(features)
         return results
+
+    def act(self, features: torch.Tensor | None) -> torch.Tensor:
+        """Returns action logits float32 [B, C, D, max_bins] for features [B, F] of the policy's backbone."""
+        logits = self.action_head(features).float()
+        return logits.view(-1, self.chunk, self.dimensions, self.max_bins) + self.bin_mask
+
+    def judge(self, features: torch.Tensor | None) -> torch.Tensor:
+        """Returns steps-to-go logits float32 [B, E, K] for features [B, F] of their backbone."""
+        return self.steps_head(features).float()
 
     @property
     def trunk(self) -> Backbone:
         """The policy's backbone, typed as the seam."""
         return cast(Backbone, self.policy_backbone)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the policy's image encoder, which practice may freeze."""
+        return self.trunk.encoder_parameters()
 
     def trained_parameters(self) -> int:
         """Returns the number of parameters that training changes."""

@@ -8,11 +8,10 @@ A backbone normalises its own inputs, so that normalisation is part of the expor
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from torch import nn
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, nearest
@@ -49,9 +48,6 @@ class Backbone(Protocol):
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Returns features float32 [B, F] of inputs named as in the bundle."""
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the parameters of the image encoder, which practice may freeze."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """Returns the parameters of the image encoder, which practice can keep as Stage 1 left them."""

@@ -9,7 +9,7 @@ pooling, which would lose positions, and no pooled sentence vector, which would 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -154,10 +154,6 @@ class SmallBackbone(nn.Module):
         if self.normalise is not None:
             seen.append(self.normalise(batch[STATE]))
         return self.layers(torch.cat(seen, dim=1))
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the parameters of the convolutions."""
-        return self.stems.parameters()
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the convolutional stems."""

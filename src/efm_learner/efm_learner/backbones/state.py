@@ -6,7 +6,7 @@ word, so that word order survives. Images are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,10 +70,6 @@ class StateBackbone(nn.Module):
         if self.words is not None:
             inputs = torch.cat([inputs, self.words(batch[INSTRUCTION]).flatten(1)], dim=1)
         return self.layers(inputs)
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields nothing: there is no image encoder."""
-        return iter(())
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns nothing: there is no image encoder."""

@@ -1,0 +1,267 @@
+"""What a training batch is made of: which rows, for which objective, under which instruction.
+
+A batch is a function of (seed, step) alone, drawn for all processes together and then cut, so that a resumed
+or a distributed training sees the very same batches. Half of the rows are for behaviour cloning and half for
+steps-to-go (a third each with the instruction objective). Of the steps-to-go rows, chosen shares are
+
+- censored: from unsuccessful episodes, "at least this many steps left";
+- mismatched: a row of any episode under an instruction that means something else, censored likewise;
+- rewound: frames of history in reverse order, censored at the steps that the oldest frame had left.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from efm_core.embodiment import Embodiment
+from efm_core.errors import BadRequest
+from efm_core.steps_to_go import StepsToGoBins
+from efm_learner.backbones import INSTRUCTION
+from efm_learner.network import EfmNetwork, input_specs
+from efm_learner.objectives import Targets, head_weights
+from efm_learner.samples import IntArray, Labelling, StepTable
+
+# Words that do not tell one goal from another; the others decide whether two sentences mean the same.
+FILLER_WORDS = frozenset(
+    re.findall(
+        r"\w+", "a an and at by close in into move near next of on onto place push put slide the to towards"
+    )
+)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Composition of the batches.
+
+    Attributes:
+        batch_size: Rows of a batch over all processes, first and last observations of the instruction
+            objective not counted twice.
+        censored: Share of the steps-to-go rows from unsuccessful episodes, where there are any.
+        mismatched: Share of the steps-to-go rows under a foreign instruction.
+        rewound: Share of the steps-to-go rows with reversed history; needs cameras with 2 frames or more.
+        head_share: Share of the episodes that each head of an ensemble is trained on.
+        instruction: Whether a third of the rows is for the instruction objective.
+        shift_pixels: Greatest random shift of images, in pixels of the model's image; 0 means none.
+    """
+
+    batch_size: int = 128
+    censored: float = 0.25
+    mismatched: float = 0.0
+    rewound: float = 0.0
+    head_share: float = 0.8
+    instruction: bool = False
+    shift_pixels: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("censored", "mismatched", "rewound"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise BadRequest(f"mixture.{name}: expected a share in [0, 1), found {getattr(self, name)}")
+        if self.censored + self.mismatched + self.rewound >= 1.0:
+            raise BadRequest(
+                "mixture: the shares of censored, mismatched and rewound rows must sum to less than 1"
+            )
+        if not 0.0 < self.head_share <= 1.0:
+            raise BadRequest(f"mixture.head_share: expected a share in (0, 1], found {self.head_share}")
+        if self.batch_size < 4 or self.shift_pixels < 0:
+            raise BadRequest("mixture: expected batch_size of 4 or more and shift_pixels of 0 or more")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of one batch, each array for one objective; see `Mixture` and `Targets`.
+
+    Attributes:
+        clone: int64 [b], rows to imitate.
+        judge: int64 [s], rows to judge.
+        bound: float32 [s], steps left or least steps left.
+        censored: bool [s].
+        instruction: int64 [s], number of the instruction shown.
+        backwards: bool [s], whether the history is reversed.
+        tell: int64 [w], episodes whose instruction is to be told.
+        shifts: int64 [b + s + w, 2], shift of the images in pixels, down and to the right.
+    """
+
+    clone: IntArray
+    judge: IntArray
+    bound: npt.NDArray[np.float32]
+    censored: npt.NDArray[np.bool_]
+    instruction: IntArray
+    backwards: npt.NDArray[np.bool_]
+    tell: IntArray
+    shifts: IntArray
+
+    def part(self, index: int, parts: int) -> Plan:
+        """Returns every `parts`-th row, beginning at `index`: the batch of one process."""
+        if parts == 1:
+            return self
+        b, s = len(self.clone), len(self.judge)
+        values = {item.name: getattr(self, item.name)[index::parts] for item in fields(self)}
+        shifts = [self.shifts[:b], self.shifts[b : b + s], self.shifts[b + s :]]
+        return replace(self, **{**values, "shifts": np.concatenate([item[index::parts] for item in shifts])})
+
+
+class BatchMaker:
+    """Draws plans and makes tensors of them.
+
+    Args:
+        table: Training data.
+        network: Decides the inputs.
+        mixture: Composition.
+        labelling: Margin of the bounds.
+        seed: Of everything drawn.
+        processes: That share a batch.
+
+    Raises:
+        BadRequest: The mixture asks for rows that the data do not have.
+    """
+
+    def __init__(
+        self,
+        table: StepTable,
+        network: EfmNetwork,
+        mixture: Mixture,
+        labelling: Labelling,
+        seed: int,
+        processes: int = 1,
+    ) -> None:
+        self.table, self.mixture, self.seed = table, mixture, seed
+        self.embodiment: Embodiment = network.embodiment
+        self.margin = labelling.censored_margin
+        self.names = tuple(input_specs(network))
+        self.spec = network.instruction
+        self.heads = network.heads
+        self.bins = StepsToGoBins(self.embodiment.steps_to_go.bins, self.embodiment.steps_to_go.width)
+        self.history = max([1, *(camera.frames for camera in self.embodiment.cameras)])
+
+        self.clone_rows = np.flatnonzero(table.imitate)
+        self.goal_rows = np.flatnonzero(~table.censored & np.isfinite(table.steps_to_go))
+        self.censored_rows = np.flatnonzero(table.censored)
+        self.moving_rows = self.goal_rows[table.steps_to_go[self.goal_rows] > 0]
+        self.told = np.flatnonzero(table.success)
+        self.others = foreign_instructions(table.instructions)
+        meant = np.array([len(item) > 0 for item in self.others])
+        self.swappable = np.flatnonzero(meant[table.episode_instruction[table.episode]])
+        self._check()
+
+        parts = 3 if mixture.instruction else 2
+        share = max(1, mixture.batch_size // (parts * processes)) * processes
+        self.counts = (share, share, share if mixture.instruction else 0)
+
+    def plan(self, step: int) -> Plan:
+        """Returns the rows of one step's batch, over all processes."""
+        rng = np.random.default_rng([self.seed, step])
+        table, mixture = self.table, self.mixture
+        cloned, judged, told = self.counts
+        censored = round(judged * mixture.censored) if len(self.censored_rows) else 0
+        mismatched = round(judged * mixture.mismatched)
+        rewound = round(judged * mixture.rewound)
+        exact = judged - censored - mismatched - rewound
+        pools = ((self.goal_rows, exact), (self.censored_rows, censored), (self.swappable, mismatched))
+        rows = [rng.choice(pool, count) for pool, count in (*pools, (self.moving_rows, rewound)) if count]
+        judge = np.concatenate(rows)
+        kind = np.repeat(np.arange(4), [exact, censored, mismatched, rewound])
+        instruction = table.episode_instruction[table.episode[judge]]
+        for index in np.flatnonzero(kind == 2):
+            instruction[index] = rng.choice(self.others[instruction[index]])
+        bound = table.steps_to_go[judge].copy()
+        bound[kind == 2] = self.margin
+        bound[kind == 3] += self.history - 1
+        # Mixed, so that every process gets its share of each kind.
+        order = rng.permutation(judged)
+        shift = mixture.shift_pixels
+        return Plan(
+            clone=rng.choice(self.clone_rows, cloned),
+            judge=judge[order],
+            bound=bound[order],
+            censored=(kind > 0)[order],
+            instruction=instruction[order],
+            backwards=(kind == 3)[order],
+            tell=rng.choice(self.told, told) if told else np.zeros(0, np.int64),
+            shifts=rng.integers(-shift, shift + 1, (cloned + judged + told, 2)),
+        )
+
+    def tensors(self, plan: Plan) -> tuple[dict[str, torch.Tensor], Targets]:
+        """Returns inputs and targets of a plan."""
+        table = self.table
+        first, last = table.first[plan.tell], table.last[plan.tell]
+        rows = np.concatenate([plan.clone, plan.judge, first, last])
+        instruction = table.episode_instruction[table.episode[rows]]
+        b, s, w = len(plan.clone), len(plan.judge), len(plan.tell)
+        instruction[b : b + s] = plan.instruction
+        backwards = np.zeros(len(rows), bool)
+        backwards[b : b + s] = plan.backwards
+        inputs = table.inputs(
+            rows, self.embodiment, self.names, self.spec, instruction, backwards if backwards.any() else None
+        )
+        words = torch.zeros(0, 0, dtype=torch.int64)
+        if w:
+            words = inputs[INSTRUCTION][b + s : b + s + w].clone()
+            inputs[INSTRUCTION][b + s :] = 0  # Not to be read off the input.
+        if self.mixture.shift_pixels:
+            shifts = np.concatenate([plan.shifts, plan.shifts[b + s :]])
+            for name, value in inputs.items():
+                if value.dtype == torch.uint8:
+                    inputs[name] = shifted(value, shifts)
+        targets = Targets(
+            tokens=torch.from_numpy(table.tokens[plan.clone]),
+            bins=torch.from_numpy(self.bins.bin_of(plan.bound)),
+            censored=torch.from_numpy(plan.censored),
+            heads=head_weights(
+                torch.from_numpy(table.episode[plan.judge]), self.heads, self.mixture.head_share, self.seed
+            ),
+            words=words,
+        )
+        return inputs, targets
+
+    def _check(self) -> None:
+        mixture = self.mixture
+        needs = {
+            "behaviour cloning needs successful demonstrations": len(self.clone_rows) > 0,
+            "steps-to-go needs successful demonstrations": len(self.goal_rows) > 0,
+            "mixture.mismatched needs a backbone with instructions and two meanings": not mixture.mismatched
+            or (len(self.swappable) > 0 and INSTRUCTION in self.names),
+            "mixture.rewound needs a camera with 2 frames or more": not mixture.rewound
+            or (self.history > 1 and len(self.moving_rows) > 0),
+            "mixture.instruction needs a backbone with instructions": not mixture.instruction
+            or INSTRUCTION in self.names,
+        }
+        missing = [text for text, fine in needs.items() if not fine]
+        if missing:
+            raise BadRequest(
+                f"training data: {'; '.join(missing)}; found {len(self.table.first)} episodes, "
+                f"{int(self.table.success.sum())} of them successful, and {len(self.table.instructions)} "
+                "instructions"
+            )
+
+
+def shifted(images: torch.Tensor, shifts: IntArray) -> torch.Tensor:
+    """Returns images uint8 [B, T, H, W, 3], moved by [B, 2] pixels down and right, edges repeated."""
+    height, width = images.shape[2:4]
+    largest = int(np.abs(shifts).max(initial=0))
+    if largest == 0:
+        return images
+    edges = ((0, 0), (0, 0), (largest, largest), (largest, largest), (0, 0))
+    padded = np.pad(images.numpy(), edges, mode="edge")
+    moved = np.empty(tuple(images.shape), np.uint8)
+    for index, (down, right) in enumerate(shifts):
+        top, left = largest - down, largest - right
+        moved[index] = padded[index, :, top : top + height, left : left + width]
+    return torch.from_numpy(moved)
+
+
+def foreign_instructions(instructions: list[str]) -> list[IntArray]:
+    """Returns for every instruction the numbers of those that mean something else.
+
+    Two instructions mean the same when they hold the same words, in any order, verbs and prepositions aside:
+    "push the red moon to the blue cube" is done when "put the blue cube next to the red moon" is.
+    """
+    meanings = [frozenset(re.findall(r"\w+", text.lower())) - FILLER_WORDS for text in instructions]
+    return [
+        np.array([number for number, other in enumerate(meanings) if other != meaning], np.int64)
+        for meaning in meanings
+    ]

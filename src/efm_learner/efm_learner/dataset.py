@@ -1,0 +1,181 @@
+"""Recorded episodes -> tables of training samples.
+
+Which episodes teach what is decided by what their demonstrators said: collected episodes marked as success or
+failure are used; discarded ones, and those of practice and evaluation, never. Frames come memory-mapped from
+`frame_cache.py`, targets from `samples.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from efm_core.bundle import embodiment_differences
+from efm_core.embodiment import Embodiment
+from efm_core.episode import Actor, Episode, Mode, Outcome, Summary, list_episodes, read_episode, read_summary
+from efm_core.episode_file import bag_file
+from efm_core.errors import EfmError, EmbodimentMismatch, EpisodeInvalid
+from efm_core.files import sha256_of
+from efm_learner.frame_cache import FrameCache, Wanted
+from efm_learner.samples import EpisodeArrays, Labelling, StepTable, make_table
+
+# Who must have decided a step for it to be imitated; EXTERNAL is whoever commanded a foreign recording.
+DEMONSTRATORS = (Actor.EXPERT, Actor.HUMAN, Actor.EXTERNAL)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a folder of episodes gives.
+
+    Attributes:
+        training: To train on.
+        held_out: To choose weights and the success detector; None where no successful episode is held out.
+        skipped: Why episodes were left out -> how many.
+    """
+
+    training: StepTable
+    held_out: StepTable | None
+    skipped: dict[str, int]
+
+    def description(self) -> str:
+        """Returns one line for people."""
+        parts = [f"{_counted(self.training)} to train on"]
+        parts.append("none held out" if self.held_out is None else f"{_counted(self.held_out)} held out")
+        parts += [f"{count} left out: {reason}" for reason, count in sorted(self.skipped.items())]
+        return "; ".join(parts)
+
+
+def load_tables(
+    folder: Path,
+    embodiment: Embodiment,
+    labelling: Labelling,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Tables:
+    """Reads a folder of episodes.
+
+    Args:
+        folder: Holds the episodes' folders.
+        embodiment: What the network is for; the episodes must have been recorded with it.
+        labelling: How targets are made.
+        validation_share: Share of the episodes that is held out.
+        seed: Of the split.
+        cache: Folder of decoded frames; None: `<folder>/.cache`.
+
+    Raises:
+        EpisodeInvalid: No usable episode.
+        EmbodimentMismatch: An episode was recorded with another embodiment.
+    """
+    skipped: Counter[str] = Counter()
+    wanted = []
+    for path in list_episodes(folder):
+        try:
+            summary = read_summary(path)
+            reason = why_left_out(summary)
+            if reason:
+                skipped[reason] += 1
+            else:
+                wanted.append(Wanted(sha256_of(bag_file(path)), _Decoder(path, embodiment)))
+        except EfmError as error:
+            _log.warning("%s", error)
+            skipped["unreadable"] += 1
+    frame_cache = FrameCache((cache or folder / ".cache") / embodiment.digest, embodiment)
+    bar = tqdm(total=len(wanted), desc="decoding", unit="episode", disable=not sys.stderr.isatty())
+    episodes, frames, errors = frame_cache.load(wanted, bar.update)
+    bar.close()
+    for fault in errors:
+        if isinstance(fault, EmbodimentMismatch):
+            raise fault
+        _log.warning("%s", fault)
+        skipped["unreadable"] += 1
+    if not episodes:
+        found = (
+            "; ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "no episode at all"
+        )
+        raise EpisodeInvalid(f"{folder}: expected collected episodes with an outcome, found {found}")
+    episodes = sorted(episodes, key=lambda episode: episode.id)
+    training, held_out = split_episodes(episodes, validation_share, seed)
+    return Tables(
+        make_table(training, embodiment, labelling, frames(training)),
+        make_table(held_out, embodiment, labelling, frames(held_out))
+        if any(episode.success for episode in held_out)
+        else None,
+        dict(skipped),
+    )
+
+
+def why_left_out(summary: Summary) -> str:
+    """Returns why an episode teaches nothing in stage 1; empty where it does."""
+    if summary.mode != Mode.COLLECT:
+        return f"mode {summary.mode.name.lower()}"
+    if summary.outcome not in (Outcome.SUCCESS, Outcome.FAILURE):
+        return f"outcome {summary.outcome.name.lower()}"
+    return ""
+
+
+def episode_arrays(episode: Episode) -> EpisodeArrays:
+    """Returns a recorded episode as training needs it, its images decoded."""
+    return EpisodeArrays(
+        id=episode.id,
+        instruction=episode.instruction,
+        images={camera: episode.images[camera] for camera in episode.images},
+        state=episode.state,
+        actions=episode.actions,
+        imitate=np.isin(episode.actors, DEMONSTRATORS) & np.isfinite(episode.actions).all(axis=1),
+        success=episode.summary.outcome == Outcome.SUCCESS,
+    )
+
+
+def split_episodes(
+    episodes: Sequence[EpisodeArrays], share: float, seed: int
+) -> tuple[list[EpisodeArrays], list[EpisodeArrays]]:
+    """Splits episodes into (training, held out), successful and unsuccessful ones alike.
+
+    An episode's side depends on its id and the seed, so that new episodes move few of the old ones. Of five
+    or more episodes of a kind at least one is held out, where any share is asked for.
+    """
+    held_out: set[str] = set()
+    for kind in (True, False):
+        ids = [episode.id for episode in episodes if episode.success == kind]
+        ids.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        count = round(share * len(ids))
+        if share > 0 and len(ids) >= 5:
+            count = max(1, count)
+        held_out.update(ids[:count])
+    return (
+        [episode for episode in episodes if episode.id not in held_out],
+        [episode for episode in episodes if episode.id in held_out],
+    )
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes one episode when the cache asks for it."""
+
+    path: Path
+    embodiment: Embodiment
+
+    def __call__(self) -> EpisodeArrays:
+        episode = read_episode(self.path)
+        if episode.embodiment.digest != self.embodiment.digest:
+            differences = embodiment_differences(episode.embodiment, self.embodiment)
+            raise EmbodimentMismatch(
+                f"{self.path}: recorded with embodiment '{episode.embodiment.name}', training is for "
+                f"'{self.embodiment.name}': {'; '.join(differences)}; train with that of the recording"
+            )
+        return episode_arrays(episode)
+
+
+def _counted(table: StepTable) -> str:
+    return f"{len(table.first)} episodes ({int(table.success.sum())} successful, {len(table)} steps)"

@@ -1,0 +1,150 @@
+"""Settings of stage 1: one frozen dataclass, validated when made, saved as JSON beside what it produced."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from efm_core.errors import BadRequest, nearest
+from efm_learner.batches import Mixture
+from efm_learner.calibrate import CalibrationSettings
+from efm_learner.samples import Labelling
+
+Settings = TypeVar("Settings")
+
+# Settings that may change between the parts of a resumed training: they do not change its result.
+FREE_SETTINGS = ("episodes", "embodiment", "out", "cache", "threads", "device", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Settings of a training.
+
+    Attributes:
+        episodes: Folder of episodes; empty where the data come from memory.
+        embodiment: Name or file.
+        out: Folder of the run.
+        cache: Folder of decoded frames; empty: `<episodes>/.cache`.
+        backbone: `{"name": ..., ...}`, see `efm_learner.backbones`. Where it gives no instruction settings, a
+            word table is chosen in which no two words of the data collide.
+        heads: Steps-to-go heads of the ensemble.
+        combine: How heads are combined: "mean", or "max" for the pessimistic head.
+        steps: Gradient steps.
+        learning_rate: Of AdamW, at its highest.
+        weight_decay: Of AdamW.
+        warmup_steps: Steps over which the learning rate rises.
+        final_share: Share of the learning rate that a cosine falls to; 1 keeps it constant.
+        gradient_norm: Greatest norm of a gradient; 0 means no limit.
+        instruction_weight: Weight of the objective "instruction from first and last image"; 0 leaves it out.
+        mixture: Composition of the batches.
+        labelling: How episodes become targets.
+        calibration: How the success detector is chosen.
+        validation_share: Share of the episodes held out, of successful and unsuccessful ones each.
+        validate_every: Steps between two validations.
+        checkpoint_every: Steps between two checkpoints.
+        policy_weights: "best" by validation loss, or "last": trained past it, as the paper does on Aloha.
+        seed: Of weights, batches and split.
+        threads: Torch threads of each process.
+        device: "cpu", or "auto" for what accelerate finds.
+        precision: "no" for float32, or "bf16".
+    """
+
+    episodes: str = ""
+    embodiment: str = ""
+    out: str = ""
+    cache: str = ""
+    backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
+    heads: int = 1
+    combine: str = "mean"
+    steps: int = 4000
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    final_share: float = 0.05
+    gradient_norm: float = 1.0
+    instruction_weight: float = 0.0
+    mixture: Mixture = field(default_factory=Mixture)
+    labelling: Labelling = field(default_factory=Labelling)
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    validation_share: float = 0.1
+    validate_every: int = 200
+    checkpoint_every: int = 500
+    policy_weights: str = "best"
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        fine = {
+            "heads": self.heads >= 1,
+            "combine": self.combine in ("mean", "max"),
+            "steps": self.steps >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "final_share": 0 <= self.final_share <= 1,
+            "gradient_norm": self.gradient_norm >= 0,
+            "instruction_weight": self.instruction_weight >= 0,
+            "validation_share": 0 <= self.validation_share < 1,
+            "validate_every": self.validate_every >= 1,
+            "checkpoint_every": self.checkpoint_every >= 1,
+            "policy_weights": self.policy_weights in ("best", "last"),
+            "threads": self.threads >= 1,
+            "device": self.device in ("cpu", "auto"),
+            "precision": self.precision in ("no", "bf16"),
+        }
+        wrong = [f"{name}={getattr(self, name)!r}" for name, valid in fine.items() if not valid]
+        if wrong:
+            raise BadRequest(f"settings of sft out of range: {', '.join(wrong)}; see SftConfig")
+        if (self.instruction_weight > 0) != self.mixture.instruction:
+            raise BadRequest(
+                "settings of sft: mixture.instruction and instruction_weight > 0 belong together, found "
+                f"{self.mixture.instruction} and {self.instruction_weight}"
+            )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step; the first is 0."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        progress = step / max(1, self.steps)
+        fall = self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * rise * fall
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return dataclasses.asdict(self)
+
+    def lasting(self) -> dict[str, Any]:
+        """Returns the settings that decide the result of a training, as JSON gives them back."""
+        return {key: _plain(value) for key, value in self.to_dict().items() if key not in FREE_SETTINGS}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> SftConfig:
+        """Reads settings back; an unknown name is refused with the nearest known one."""
+        nested = {"mixture": Mixture, "labelling": Labelling, "calibration": CalibrationSettings}
+        read = {
+            key: _read(nested[key], value, key) if key in nested and isinstance(value, Mapping) else value
+            for key, value in values.items()
+        }
+        return _read(SftConfig, read, "sft")
+
+
+def _read(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise BadRequest(
+                f"{where}: unknown setting {key!r}{nearest(key, known)}; choices: {', '.join(known)}"
+            )
+    return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
