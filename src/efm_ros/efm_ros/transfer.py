@@ -1,22 +1,23 @@
-"""The clients of the two file transfers between robot and learner: episodes go up, bundles come down.
+"""The robot's side of the two file transfers: episodes go up to the learner, bundles come down from it.
 
-Both move an archive in parts of at most 1 MiB through a service, ask where to go on after every cut, check SHA-256 at the
-end, and keep trying with growing pauses while the learner is away. Both block, so they run in a thread of their own while
-the node's executor takes the answers.
-Left out: the servers (`transfer_server`), and deciding which bundle to fetch.
+Both move an archive in parts of at most 1 MiB through a service, ask where to go on after every cut, check
+SHA-256 at the end, and keep trying with growing pauses while the learner is away. Both block, so they run in a
+thread of their own while the node's executor takes the answers.
+Left out: the learner's side (`transfer_server`), and deciding which bundle to fetch.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efm_core.archive import PartReceiver, PartSource, pack, unpack
+from efm_core.archive import MAX_PART_BYTES, PartReceiver, PartSource, unpack
 from efm_core.errors import BundleUnknown, EfmError, LearnerPaused, Reason, TransferCorrupt, WaitTimeout
 from efm_core.spool import Spool
 from efm_msgs.srv import GetBundle, SubmitEpisode
@@ -26,28 +27,43 @@ from rclpy.node import Node
 
 from efm_ros.conversion import set_bytes
 
-PART_BYTES = 1 << 20  # The greatest part that either service takes.
-PART_TIMEOUT_S = 10.0  # One part on a slow radio link; the last one includes the learner's check and sync to disk.
-RESTARTS = 3  # Transfers from offset 0 of one archive before it rests for a while.
+PART_TIMEOUT_S = 10.0  # One part on a slow radio link; the last one includes the learner's check and sync.
+AWAY_S = 1.0  # Between looks for a learner that is away; a look costs nothing.
+RESTARTS = 3  # Transfers of one archive from offset 0 before it rests.
+# Refusals that another attempt cannot change: the episode stays in the spool and is not offered again.
+FOR_GOOD = frozenset(
+    {
+        Reason.BAD_REQUEST,
+        Reason.EMBODIMENT_INVALID,
+        Reason.EMBODIMENT_MISMATCH,
+        Reason.EPISODE_INVALID,
+        Reason.EPISODE_TRUNCATED,
+        Reason.EPISODE_STALE,
+        Reason.EPISODE_DUPLICATE,  # Of that id with another content.
+    }
+)
 
 
-@dataclass
 class BackOff:
-    """Pauses between attempts: each twice the one before, up to a limit, with a random share so that robots spread out."""
+    """Pauses between attempts: each twice the one before, with a random share so that robots spread out."""
 
-    first_s: float = 0.5
-    longest_s: float = 30.0
-    rng: random.Random = random.Random()
-    _next_s: float = 0.0
+    def __init__(
+        self, first_s: float = 0.5, longest_s: float = 30.0, rng: random.Random | None = None
+    ) -> None:
+        """Takes the first and the longest pause [s]."""
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._rng = rng or random.Random()
+        self._last_s = 0.0
 
     def pause(self) -> float:
         """Gives the next pause [s]."""
-        self._next_s = min(max(self.first_s, 2 * self._next_s), self.longest_s)
-        return self._next_s * self.rng.uniform(0.75, 1.25)
+        self._last_s = min(max(self._first_s, 2 * self._last_s), self._longest_s)
+        return self._last_s * self._rng.uniform(0.75, 1.25)
 
     def reset(self) -> None:
         """Begins again with the shortest pause, after a success."""
-        self._next_s = 0.0
+        self._last_s = 0.0
 
 
 class Asker:
@@ -64,17 +80,14 @@ class Asker:
         return self._client.service_is_ready()
 
     def ask(self, request: Any, timeout_s: float = PART_TIMEOUT_S) -> Any:
-        """Calls the service.
-
-        Args:
-            request: Its request.
-            timeout_s: Longest wait for the answer (steady clock).
+        """Calls the service and gives its answer.
 
         Raises:
-            WaitTimeout: The service is not there, does not answer in time, or the wait was stopped.
+            WaitTimeout: The service is not there, does not answer within `timeout_s` (steady clock), or the
+                wait was stopped.
         """
         name = self._client.srv_name
-        if not self._client.service_is_ready():
+        if not self.is_there():
             raise WaitTimeout(f"expected the service '{name}', found none; is the learner running?")
         answered = threading.Event()
         future = self._client.call_async(request)
@@ -84,7 +97,7 @@ class Asker:
             if self._stopped.is_set() or time.monotonic() > deadline:
                 self._client.remove_pending_request(future)
                 waited = "until the node stopped" if self._stopped.is_set() else f"for {timeout_s:g} s"
-                raise WaitTimeout(f"expected an answer of '{name}', waited {waited}; is the learner busy or away?")
+                raise WaitTimeout(f"waited {waited} for an answer of '{name}'; is the learner busy or away?")
         return future.result()
 
     def destroy(self) -> None:
@@ -95,7 +108,7 @@ class Asker:
 class EpisodeSender:
     """Hands the episodes of a spool to the learner, oldest first, until each is acknowledged. Owns one thread.
 
-    An episode that the learner refuses for good (invalid, stale) stays in the spool and is not offered again by this sender.
+    What the learner refuses for good stays in the spool and is not offered again by this sender.
     """
 
     def __init__(
@@ -114,11 +127,11 @@ class EpisodeSender:
             spool: Where the episodes are; the sender acknowledges in it.
             learner: Namespace of the learner, for example '/learner'.
             robot: Robot's namespace without leading slash, as the learner shall know it.
-            told: Called from the sender's thread with episode id, reason and words: OK or DUPLICATE when it is
-                acknowledged, else why it is not (yet).
+            told: Called from the sender's thread with episode id, reason and words: OK when it is acknowledged
+                and out of the spool, else why it is not (yet).
             back_off: Pauses between attempts.
         """
-        self._node = node
+        self._logger = node.get_logger()
         self._spool = spool
         self._robot = robot
         self._told = told or (lambda episode_id, reason, message: None)
@@ -134,12 +147,17 @@ class EpisodeSender:
         """Episodes that the learner refused for good, with its words."""
         return dict(self._refused)
 
+    @property
+    def learner_is_there(self) -> bool:
+        """True when the learner's service is in the graph."""
+        return self._asker.is_there()
+
     def start(self) -> None:
-        """Begins to send."""
+        """Begins to send what is in the spool."""
         self._thread.start()
 
     def notify(self) -> None:
-        """Says that an episode was added, so that it does not wait for the end of a pause."""
+        """Says that an episode was added; it is tried at once, whatever pause is running."""
         self._wake.set()
 
     def stop(self, timeout_s: float = 1.0) -> None:
@@ -153,62 +171,72 @@ class EpisodeSender:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._wake.clear()
-            pause: float | None = None
-            if self._waiting() and self._asker.is_there():
+            try:
                 pause = self._send_all()
-            elif self._waiting():
-                pause = 1.0  # Away: look again soon, which costs nothing.
+            except Exception:  # noqa: BLE001 - a bug must not end the hand-over for the rest of the day
+                self._logger.error(f"episode sender: {traceback.format_exc()}")
+                pause = self._back_off.pause()
             self._wake.wait(pause)
 
     def _waiting(self) -> list[Path]:
         return [path for path in self._spool.pending() if path.name not in self._refused]
 
     def _send_all(self) -> float | None:
-        """Sends what waits; gives the pause before the next attempt, None when nothing is left."""
-        for path in self._waiting():
+        """Sends what waits; gives the pause before the next attempt, None when nothing is left to do."""
+        waiting = self._waiting()
+        if waiting and not self._asker.is_there():
+            return AWAY_S
+        failed = False
+        for path in waiting:
             if self._stopped.is_set():
                 return None
             try:
-                reason = self._send(path)
-            except EfmError as error:
+                self._send(path)
+            except (WaitTimeout, LearnerPaused) as error:
                 self._told(path.name, Reason(error.reason), str(error))
-                return self._back_off.pause()
-            self._back_off.reset()
-            self._told(path.name, reason, "")
-        return None
+                return self._back_off.pause()  # The others would fare the same.
+            except EfmError as error:
+                failed = True
+                self._told(path.name, Reason(error.reason), str(error))
+            else:
+                self._back_off.reset()
+        return self._back_off.pause() if failed else None
 
-    def _send(self, folder: Path) -> Reason:
-        """Sends one episode; gives OK or DUPLICATE, after which it is out of the spool."""
-        archive = self._spool.path / ".sending.tar"
-        size, sha256 = pack(folder, archive)
-        source = PartSource(archive)
-        try:
-            offset, empty, restarts = 0, True, 0
-            while True:
-                data = b"" if empty else source.read(offset, PART_BYTES)
-                request = SubmitEpisode.Request(
-                    robot=self._robot, episode_id=folder.name, offset=offset, total_size=size, sha256=sha256
-                )
-                set_bytes(request, "data", data)
-                answer = self._asker.ask(request)
-                reason = Reason(answer.reason)
-                if reason in (Reason.OK, Reason.EPISODE_DUPLICATE) and answer.next_offset == size:
-                    self._spool.acknowledge(folder.name, sha256)
-                    return reason
-                if reason is Reason.TRANSFER_CORRUPT:
-                    restarts += 1
-                elif reason is Reason.PAUSED:
-                    raise LearnerPaused(answer.message)
-                elif reason is not Reason.OK:
-                    self._refused[folder.name] = answer.message
-                    return reason
-                elif not empty and answer.next_offset <= offset:
-                    restarts += 1
+    def _send(self, folder: Path) -> None:
+        """Sends one episode, after which it is out of the spool or refused for good."""
+        source = PartSource(folder)
+        request = SubmitEpisode.Request(
+            robot=self._robot, episode_id=folder.name, total_size=source.size, sha256=source.sha256()
+        )
+        restarts = 0
+        answer = self._asker.ask(request)  # Empty: asks where to go on.
+        while not self._is_done(request, answer):
+            offset = answer.next_offset
+            if answer.reason == Reason.TRANSFER_CORRUPT or (request.data and offset <= request.offset):
+                restarts += 1
                 if restarts > RESTARTS:
-                    raise TransferCorrupt(f"episode {folder.name}: began {restarts} times; last answer: {answer.message}")
-                offset, empty = answer.next_offset, False
-        finally:
-            archive.unlink(missing_ok=True)
+                    raise TransferCorrupt(
+                        f"episode {folder.name}: began {restarts} times; last answer: {answer.message}"
+                    )
+            request.offset = offset
+            set_bytes(request, "data", source.read(offset, MAX_PART_BYTES))
+            answer = self._asker.ask(request)
+
+    def _is_done(self, request: SubmitEpisode.Request, answer: SubmitEpisode.Response) -> bool:
+        """True when the episode needs no more parts; raises when this is not the time to send it."""
+        reason = Reason(answer.reason)
+        complete = answer.next_offset == request.total_size
+        if reason in (Reason.OK, Reason.EPISODE_DUPLICATE) and complete:
+            self._spool.acknowledge(request.episode_id, request.sha256)
+            self._told(request.episode_id, Reason.OK, answer.message)
+            return True
+        if reason in FOR_GOOD:
+            self._refused[request.episode_id] = answer.message
+            self._told(request.episode_id, reason, answer.message)
+            return True
+        if reason not in (Reason.OK, Reason.TRANSFER_CORRUPT):
+            raise LearnerPaused(f"{reason.name}: {answer.message}")
+        return False
 
 
 class BundleFetcher:
@@ -219,11 +247,13 @@ class BundleFetcher:
 
         Args:
             node: Node whose executor takes the answers.
-            folder: Where bundles are kept, one folder each.
+            folder: Where bundles are kept, one folder each; several nodes may share it.
             learner: Namespace of the learner, for example '/learner'.
             back_off: Pauses between attempts.
         """
         self._folder = folder
+        # Parts lie apart: two nodes that share the cache would mix theirs.
+        self._own = folder / f".fetching{node.get_fully_qualified_name().replace('/', '.')}"
         self._back_off = back_off or BackOff()
         self._stopped = threading.Event()
         self._asker = Asker(node, GetBundle, f"{learner.rstrip('/')}/get_bundle", self._stopped)
@@ -238,36 +268,30 @@ class BundleFetcher:
             deadline_s: Longest time in all, pauses included (steady clock).
 
         Returns:
-            The bundle's folder; not opened, `efm_core.bundle.load_bundle` checks it.
+            The bundle's folder; `efm_core.bundle.load_bundle` checks what is in it.
 
         Raises:
             WaitTimeout: The deadline passed, or `stop` was called.
             BundleUnknown: The learner does not have it.
             TransferCorrupt: Its bytes are not the announced ones, again and again.
+            SpoolFull: The disk is full.
         """
         final = self._folder / bundle_id
-        if final.is_dir():
-            return final
-        self._folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + deadline_s
         corrupt = 0
-        while True:
-            receiver = PartReceiver(self._folder, bundle_id, size, sha256)
+        self._back_off.reset()
+        while not final.is_dir():
             try:
-                self._receive(receiver, bundle_id, size, sha256)
-                archive = receiver.finish()
-                unpacked = unpack(archive, self._folder, bundle_id)
-                archive.unlink()
-                self._back_off.reset()
-                return unpacked
+                return self._fetch_once(bundle_id, size, sha256)
             except TransferCorrupt:
                 corrupt += 1
                 if corrupt > RESTARTS:
                     raise
             except WaitTimeout as error:
                 if self._stopped.is_set() or time.monotonic() > deadline:
-                    raise WaitTimeout(f"bundle {bundle_id}: not fetched within {deadline_s:g} s; {error}") from error
-            self._stopped.wait(self._back_off.pause())
+                    raise WaitTimeout(f"bundle {bundle_id} was not fetched: {error}") from error
+            self._stopped.wait(min(self._back_off.pause(), max(0.0, deadline - time.monotonic())))
+        return final
 
     def stop(self) -> None:
         """Ends a running fetch; what has come is kept."""
@@ -277,15 +301,30 @@ class BundleFetcher:
         """Gives the client back, after `stop` and the end of the thread that fetches."""
         self._asker.destroy()
 
-    def _receive(self, receiver: PartReceiver, bundle_id: str, size: int, sha256: str) -> None:
+    def _fetch_once(self, bundle_id: str, size: int, sha256: str) -> Path:
+        receiver = PartReceiver(self._own, bundle_id, size, sha256)
         while receiver.next_offset < size:
             offset = receiver.next_offset
-            answer = self._asker.ask(GetBundle.Request(bundle_id=bundle_id, offset=offset, length=PART_BYTES))
+            answer = self._asker.ask(
+                GetBundle.Request(bundle_id=bundle_id, offset=offset, length=MAX_PART_BYTES)
+            )
             if answer.reason != Reason.OK:
                 raise BundleUnknown(f"bundle {bundle_id}: {answer.message}")
-            if answer.total_size != size or answer.sha256 != sha256 or not answer.data:
+            if (answer.total_size, answer.sha256) != (size, sha256) or not answer.data:
                 raise TransferCorrupt(
                     f"bundle {bundle_id}: expected an archive of {size} bytes with SHA-256 {sha256}, found "
                     f"{answer.total_size} bytes with {answer.sha256}"
                 )
             receiver.add(offset, bytes(answer.data))
+        archive = receiver.finish()
+        try:
+            unpacked, final = unpack(archive, self._own, bundle_id), self._folder / bundle_id
+            try:
+                return unpacked.rename(final)
+            except OSError:
+                shutil.rmtree(unpacked)
+                if not final.is_dir():
+                    raise
+                return final  # The other node was faster.
+        finally:
+            archive.unlink(missing_ok=True)
