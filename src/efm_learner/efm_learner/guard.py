@@ -34,6 +34,8 @@ class GuardSettings:
         patience: Consecutive windows that must do so before practice stops.
         instant_steps: Detected episodes of this many steps or fewer count as instant: nothing can be done so fast.
         instant_share: Share of instant episodes in a window at which practice stops at once.
+        slack: Steps above its own threshold at which the verifier still agrees: the episode is cut when the detector
+            fires, which may be a little before the verifier would.
         kl_limit: Mean KL from the Stage-1 policy per decision [nats] at which practice stops; 0 means no limit.
     """
 
@@ -43,6 +45,7 @@ class GuardSettings:
     patience: int = 2
     instant_steps: int = 2
     instant_share: float = 0.8
+    slack: float = 2.0
     kl_limit: float = 0.0
 
     def __post_init__(self) -> None:
@@ -94,7 +97,8 @@ class Guard:
 
     def judge(self, kl: float = 0.0) -> Verdict:
         """Draws the conclusion from all that was recorded; call once per iteration."""
-        best, best_window = self._best()
+        best = next(iter(self.ranking()), 0)
+        best_window = self._window(best)
         newest = self._window(max(self.tallies, default=0))
         if newest.episodes and newest.instant / newest.episodes >= self.settings.instant_share:
             return self._verdict(
@@ -117,6 +121,11 @@ class Guard:
         )
         return self._verdict(self.strikes >= self.settings.patience, best, message)
 
+    def ranking(self) -> list[int]:
+        """Returns the versions with the greatest lower bound of good episodes first."""
+        windows = {version: self._window(version) for version in sorted(self.tallies)}
+        return sorted(windows, key=lambda v: -wilson_interval(windows[v].good, windows[v].episodes)[0])
+
     def state(self) -> dict[str, object]:
         """Returns everything needed to go on after a restart, as JSON-ready data."""
         return {"strikes": self.strikes, "tallies": {str(v): asdict(t) for v, t in self.tallies.items()}}
@@ -128,18 +137,6 @@ class Guard:
 
     def _verdict(self, stop: bool, best: int, message: str) -> Verdict:
         return Verdict(stop and self.settings.enabled, best, message)
-
-    def _best(self) -> tuple[int, _Tally]:
-        """Version whose window has the greatest lower bound of good episodes."""
-        windows = {version: self._window(version) for version in self.tallies}
-        if not windows:
-            return 0, _Tally()
-
-        def lower_bound(version: int) -> float:
-            return wilson_interval(windows[version].good, windows[version].episodes)[0]
-
-        best = max(sorted(windows), key=lower_bound)
-        return best, windows[best]
 
     def _window(self, version: int) -> _Tally:
         """Tally of a version and the ones before it within the window."""

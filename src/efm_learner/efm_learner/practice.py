@@ -196,6 +196,7 @@ class PracticeTrainer:
         )
         self.iteration = 0
         self.updates = 0
+        self.sample: dict[str, torch.Tensor] = {}  # Inputs of the last iteration, to check exports on.
         # Dropout off: the log-probabilities must be those of the policy that acted.
         self.network.eval()
 
@@ -208,6 +209,7 @@ class PracticeTrainer:
         """
         settings = self.settings
         inputs, tokens, old_log_probs, returns = self._table(rollouts)
+        self.sample = {name: array[:64] for name, array in inputs.items()}
         rng = np.random.default_rng([settings.seed, self.iteration])
         weights = torch.as_tensor(settings.c * returns, dtype=torch.float32)
         if settings.normalise_advantages:

@@ -1,0 +1,71 @@
+"""The command `efm`: one table of subcommands, each in the package that it belongs to.
+
+A subcommand is a function `main(argv) -> int`; its module is imported only when it is asked for, so that `efm --help`
+is quick and `efm bundle` needs neither torch nor ROS.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from efm_core.errors import EfmError, nearest
+
+# Name -> (module, what it does). In the order of a first run.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "demo": ("efm_bringup.demo", "From nothing to a policy that practised, with a report."),
+    "up": ("efm_bringup.up_command", "Start a stack of nodes, as the launch file of that name does."),
+    "collect": ("efm_episode_node.collect_command", "Run episodes and show their progress."),
+    "episodes": ("efm_episode_node.episodes_command", "List, show, check, plot, export and import episodes."),
+    "sft": ("efm_learner.sft_command", "Stage 1: train a policy and a reward model on demonstrations."),
+    "bundle": ("efm_core.bundle_command", "Show, check and compare model bundles."),
+    "evaluate": (
+        "efm_episode_node.evaluate_command",
+        "Measure a running cell against the world's ground truth.",
+    ),
+    "practice": (
+        "efm_bringup.practice_command",
+        "Stage 2: let robots practise until the budget or the guard ends it.",
+    ),
+    "report": ("efm_bringup.report_command", "Make one HTML page of a run."),
+    "watch": ("efm_bringup.watch_command", "The fleet in a terminal."),
+    "doctor": ("efm_bringup.doctor_command", "Look at a running graph and say what is missing or odd."),
+}
+
+
+def usage() -> str:
+    """Returns the help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: efm COMMAND [options]", "", "commands:", *lines, "", "efm COMMAND --help tells more."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand.
+
+    Returns:
+        Exit code: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"efm: unknown command {name!r}{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        return 2
+    sys.argv[0] = f"efm {name}"
+    try:
+        return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
+    except EfmError as error:
+        print(f"efm {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

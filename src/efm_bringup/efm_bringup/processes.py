@@ -1,0 +1,178 @@
+"""Starts the nodes of a stack as processes of this machine, watches them, and stops them with one signal.
+
+What `ros2 launch` does where it is installed, for machines without it and for commands that need a stack for a
+while (`efm demo`, `efm practice`). Left out: event handlers, composition, remote machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from efm_bringup.config import config_file
+from efm_bringup.stacks import NodeSpec
+from efm_core.errors import WaitTimeout
+
+RESPAWN_DELAY_S = 1.0
+STOP_DEADLINE_S = 5.0
+KILL_DEADLINE_S = 2.0
+
+
+def command_of(node: NodeSpec) -> list[str]:
+    """Returns the command line that starts a node with this Python."""
+    command = [sys.executable, "-m", node.module, "--ros-args"]
+    command += ["-r", f"__node:={node.name}", "-r", f"__ns:={node.namespace}"]
+    for source, target in node.remappings:
+        command += ["-r", f"{source}:={target}"]
+    if node.config:
+        command += ["--params-file", str(config_file(node.config))]
+    for name, value in node.parameters.items():
+        command += ["-p", f"{name}:={_yaml(value)}"]
+    return [*command, *node.arguments]
+
+
+@dataclass
+class _Running:
+    node: NodeSpec
+    process: subprocess.Popen[bytes]
+    restarts: int = 0
+    restart_at: float | None = None
+
+
+class ProcessGroup:
+    """The processes of a stack; a context manager that leaves none behind.
+
+    Args:
+        nodes: What to start.
+        logs: Folder for one log file per node; None: all write to this terminal.
+        environment: Added to this process's.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeSpec],
+        logs: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._nodes = list(nodes)
+        self._logs = logs
+        self._environment = {**os.environ, **(environment or {})}
+        self._running: list[_Running] = []
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> ProcessGroup:
+        if self._logs:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        try:
+            for node in self._nodes:
+                self._running.append(_Running(node, self._start(node)))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def watch(self) -> list[str]:
+        """Starts nodes again that died, and returns a line for each that was found dead.
+
+        Call it every second or so. A node without `respawn` stays dead.
+        """
+        lines = []
+        now = time.monotonic()
+        for running in self._running:
+            code = running.process.poll()
+            if code is None:
+                continue
+            if running.restart_at is None:
+                lines.append(f"{_label(running.node)} ended with code {code}{self._hint(running.node)}")
+                running.restart_at = now + RESPAWN_DELAY_S if running.node.respawn else float("inf")
+            elif now >= running.restart_at:
+                running.process = self._start(running.node)
+                running.restarts += 1
+                running.restart_at = None
+        return lines
+
+    @property
+    def dead(self) -> list[str]:
+        """Labels of the nodes that do not run now."""
+        return [_label(running.node) for running in self._running if running.process.poll() is not None]
+
+    def pid(self, name: str, namespace: str = "/") -> int:
+        """Returns the process id of a node, for tests that kill it."""
+        for running in self._running:
+            if (running.node.name, running.node.namespace) == (name, namespace):
+                return running.process.pid
+        raise KeyError(
+            f"no node {name!r} in {namespace!r}; there are {[_label(r.node) for r in self._running]}"
+        )
+
+    def stop(self) -> list[int]:
+        """Sends one SIGINT to each, waits, and kills what is left; returns the exit codes in start order."""
+        for running in self._running:
+            if running.process.poll() is None:
+                running.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOP_DEADLINE_S
+        for running in self._running:
+            try:
+                running.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+                running.process.wait(KILL_DEADLINE_S)
+        codes = [running.process.returncode for running in self._running]
+        for file in self._files:
+            file.close()
+        self._running, self._files = [], []
+        return codes
+
+    def _start(self, node: NodeSpec) -> subprocess.Popen[bytes]:
+        output: IO[bytes] | None = None
+        if self._logs:
+            output = open(self._logs / f"{_label(node).strip('/').replace('/', '.')}.log", "ab")  # noqa: SIM115
+            self._files.append(output)
+        return subprocess.Popen(
+            command_of(node),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            env=self._environment,
+            start_new_session=True,  # Ctrl+C reaches this process alone, which then stops the others in order.
+        )
+
+    def _hint(self, node: NodeSpec) -> str:
+        if not self._logs:
+            return ""
+        return f"; see {self._logs / (_label(node).strip('/').replace('/', '.') + '.log')}"
+
+
+def wait_for(condition, what: str, deadline_s: float, group: ProcessGroup | None = None) -> None:
+    """Polls until a condition holds; a node that died meanwhile ends the wait at once.
+
+    Raises:
+        WaitTimeout: Names what was waited for and which nodes are dead.
+    """
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if group is not None and group.dead:
+            raise WaitTimeout(f"waited for {what}, but {', '.join(group.dead)} ended; see its log")
+        if time.monotonic() > end:
+            raise WaitTimeout(f"waited {deadline_s:.0f} s for {what}")
+        time.sleep(0.05)
+
+
+def _label(node: NodeSpec) -> str:
+    return f"{node.namespace.rstrip('/')}/{node.name}"
+
+
+def _yaml(value: object) -> str:
+    """Text that ROS reads back as the same type: JSON is YAML."""
+    return json.dumps(value)
