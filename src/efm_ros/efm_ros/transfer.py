@@ -1,8 +1,8 @@
 """The robot's side of the two file transfers: episodes go up to the learner, bundles come down from it.
 
 Both move an archive in parts of at most 1 MiB through a service, ask where to go on after every cut, check
-SHA-256 at the end, and keep trying with growing pauses while the learner is away. Both block, so they run in a
-thread of their own while the node's executor takes the answers.
+SHA-256 at the end, and keep trying with growing pauses while the learner is away. Both block, so they run in
+a thread of their own while the node's executor takes the answers.
 Left out: the learner's side (`transfer_server`), and deciding which bundle to fetch.
 """
 
@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from efm_core.archive import MAX_PART_BYTES, PartReceiver, PartSource, unpack
-from efm_core.errors import BundleUnknown, EfmError, LearnerPaused, Reason, TransferCorrupt, WaitTimeout
-from efm_core.spool import Spool
-from efm_msgs.srv import GetBundle, SubmitEpisode
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.client import Client
 from rclpy.node import Node
 
+from efm_core.archive import MAX_PART_BYTES, PartReceiver, PartSource, unpack
+from efm_core.errors import BundleUnknown, EfmError, LearnerPaused, Reason, TransferCorrupt, WaitTimeout
+from efm_core.spool import Spool
+from efm_msgs.srv import GetBundle, SubmitEpisode
 from efm_ros.conversion import set_bytes
 
 PART_TIMEOUT_S = 10.0  # One part on a slow radio link; the last one includes the learner's check and sync.
@@ -106,7 +106,7 @@ class Asker:
 
 
 class EpisodeSender:
-    """Hands the episodes of a spool to the learner, oldest first, until each is acknowledged. Owns one thread.
+    """Hands the episodes of a spool to the learner, oldest first, until all are acknowledged. Owns a thread.
 
     What the learner refuses for good stays in the spool and is not offered again by this sender.
     """
@@ -127,8 +127,8 @@ class EpisodeSender:
             spool: Where the episodes are; the sender acknowledges in it.
             learner: Namespace of the learner, for example '/learner'.
             robot: Robot's namespace without leading slash, as the learner shall know it.
-            told: Called from the sender's thread with episode id, reason and words: OK when it is acknowledged
-                and out of the spool, else why it is not (yet).
+            told: Called from the sender's thread with episode id, reason and words: OK when it is
+                acknowledged and out of the spool, else why it is not (yet).
             back_off: Pauses between attempts.
         """
         self._logger = node.get_logger()

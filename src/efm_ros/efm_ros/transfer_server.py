@@ -1,4 +1,4 @@
-"""The learner's side of the two file transfers: takes episodes (`submit_episode`), gives bundles (`get_bundle`).
+"""The learner's side of the two file transfers: episodes come in (`submit_episode`), bundles go out.
 
 Any part may be asked for again by anyone at any time, and what has come is on disk: robots and learner may be
 cut off or restarted anywhere, and go on from there.
@@ -11,6 +11,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from rclpy.node import Node
 
 from efm_core.archive import MAX_PART_BYTES, PartReceiver, PartSource, unpack
 from efm_core.bundle import Bundle, load_bundle
@@ -26,8 +28,6 @@ from efm_core.errors import (
 from efm_core.ids import check_name
 from efm_msgs.msg import ModelInfo
 from efm_msgs.srv import GetBundle, SubmitEpisode
-from rclpy.node import Node
-
 from efm_ros.conversion import set_bytes
 from efm_ros.qos import MODELS
 
@@ -37,7 +37,7 @@ KINDS = {"policy": ModelInfo.KIND_POLICY, "reward": ModelInfo.KIND_REWARD, "both
 
 
 class EpisodeReceiver:
-    """Serves `submit_episode`: parts become an archive, the archive becomes a folder in the inbox, which `take` gets.
+    """Serves `submit_episode`: parts become an archive, the archive a folder in the inbox, which `take` gets.
 
     A ledger in the inbox remembers every episode taken with its SHA-256, so that the same one is acknowledged
     again without being taken twice, and another one of the same id is refused.
@@ -55,10 +55,10 @@ class EpisodeReceiver:
         Args:
             node: Node that serves.
             inbox: Folder for episodes and for parts on their way.
-            take: Called with the folder of a whole episode and the robot's name. It returns when the episode is
-                safe (moving the folder away is fine), or raises an EfmError to refuse it: the folder is removed
-                and the robot keeps its copy. It is called again for an episode that a crash kept from the
-                ledger.
+            take: Called with the folder of a whole episode and the robot's name. It returns when the episode
+                is safe (moving the folder away is fine), or raises an EfmError to refuse it: the folder is
+                removed and the robot keeps its copy. It is called again for an episode that a crash kept
+                from the ledger.
             accepting: False makes robots wait with episodes that they have not begun to send.
 
         Raises:
@@ -98,7 +98,8 @@ class EpisodeReceiver:
         if name in self._taken:
             if self._taken[name] != request.sha256:
                 raise EpisodeDuplicate(
-                    f"episode {name}: was taken with SHA-256 {self._taken[name]}, this one has {request.sha256}"
+                    f"episode {name}: was taken with SHA-256 {self._taken[name]}, this one has "
+                    f"{request.sha256}; give it another id"
                 )
             return request.total_size, "was taken before"
         receiver = self._receivers.get(name)
@@ -127,7 +128,7 @@ class EpisodeReceiver:
 
     def _remember(self, name: str, sha256: str) -> None:
         with (self._inbox / LEDGER).open("a", encoding="utf-8") as file:
-            file.write(f"{name} {sha256}\n")
+            file.write(f"\n{name} {sha256}")  # A new line first: a crash may have cut the one before short.
             file.flush()
             os.fsync(file.fileno())
         self._taken[name] = sha256
@@ -191,7 +192,7 @@ class BundleServer:
 
 
 def _read_ledger(path: Path) -> dict[str, str]:
-    """Reads name -> SHA-256; a last line that a crash cut short is left out, its episode comes again."""
+    """Reads name -> SHA-256; a line that a crash cut short is left out, its episode comes again."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     pairs = (line.split() for line in lines)
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and len(pair[1]) == 64}

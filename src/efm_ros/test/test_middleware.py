@@ -69,7 +69,9 @@ def test_images_between_processes_arrive_best_effort_without_loss(node):
         sender.communicate(b"", timeout=30)
         spinner.close()
     assert heard == sorted(heard)
-    assert len(heard) >= 16  # The first may go out before this side is matched; a loaded machine may lose one.
+    assert (
+        len(heard) >= 16
+    )  # The first may go out before this side is matched; a loaded machine may lose one.
 
 
 def test_the_two_fast_dds_profiles_differ_in_the_white_list_only():
