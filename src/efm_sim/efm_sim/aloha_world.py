@@ -7,7 +7,7 @@ scripted policies do not work on MuJoCo 3, so there is no expert: demonstrate by
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,13 @@ from efm_sim.world import WorldSpec
 import mujoco  # isort: skip, after the rendering back end is chosen
 
 try:
-    import gymnasium
     import gym_aloha  # noqa: F401, registers the environments
+    import gymnasium
     from gym_aloha.constants import JOINTS
 except ImportError as error:
     raise ImportError(
-        "aloha:<task> needs gym-aloha, which does not share an environment with Meta-World (it needs dm-control "
-        "and a newer mujoco than the 3.3.0 that Meta-World pins): in a separate virtual environment, "
+        "aloha:<task> needs gym-aloha, which cannot share an environment with Meta-World (dm-control brings "
+        "a newer mujoco than the 3.3.0 that Meta-World pins): in a virtual environment of its own, "
         "pip install gym-aloha==0.1.5 'mujoco<3.9'"
     ) from error
 
@@ -94,13 +94,17 @@ def make(task: str, image_size: int = 96, cameras: Sequence[str] = ("top",)) -> 
         spec=spec,
         action_repeat=1,
         state=lambda observation: observation["agent_pos"],
-        cameras={name: lambda observation, view=view: view.render(data) for name, view in views.items()},
+        cameras={name: _picture_of(view, data) for name, view in views.items()},
         success=lambda info: bool(info.get("is_success", False)),
         distance=distance,
         close=close,
         runs_on=True,
     )
     return GymWorld(environment, recipe)
+
+
+def _picture_of(view: MujocoCamera, data: mujoco.MjData) -> Callable[[Any], np.ndarray]:
+    return lambda observation: view.render(data)
 
 
 def _joints_only(task: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Chooses a rendering back end that needs no display; import this before MuJoCo.
+"""Chooses a rendering back end that needs no display; importing this is enough.
 
 A set MUJOCO_GL is respected. Otherwise EGL is taken where its library loads, then OSMesa. Software rendering
 is told to use one thread, since an image of a few thousand pixels gains nothing from more.
@@ -7,7 +7,9 @@ is told to use one thread, since an image of a few thousand pixels gains nothing
 from __future__ import annotations
 
 import ctypes.util
+import importlib
 import os
+import sys
 
 INSTALL_HINT = (
     "rendering without a display needs EGL or OSMesa; on Debian and Ubuntu: "
@@ -32,7 +34,12 @@ def choose_gl() -> str:
         else:
             raise ImportError(INSTALL_HINT)
         os.environ["MUJOCO_GL"] = chosen
-    if chosen in ("egl", "osmesa"):
+        os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
+        # MuJoCo reads the variable once, when it is imported; if that was earlier, it must read it again, or
+        # its first picture ends the process.
+        if "mujoco.gl_context" in sys.modules:
+            importlib.reload(sys.modules["mujoco.gl_context"])
+    elif chosen in ("egl", "osmesa"):
         os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
     return chosen
 

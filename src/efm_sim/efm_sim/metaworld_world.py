@@ -124,8 +124,12 @@ class ScriptedSkill:
         self._fails_at = int(rng.integers(*FAILURE_STEPS)) if fails else -1
         self._belief = np.zeros(FULL_STATE)
         if fails:
-            kind = rng.choice(("misses", "wrong goal", "stops short"))
-            self._fails_at = self._fails_at // 3 if kind == "stops short" else self._fails_at
+            # A belief about what the expert does not look at would change nothing.
+            looks_at = " ".join(policy._parse_obs(world.observation))
+            kinds = ["stops short"] + ["wrong goal"] * ("goal" in looks_at)
+            kinds += ["misses"] * (not world.spec.name.startswith("metaworld:reach"))
+            kind = rng.choice(kinds)
+            self._fails_at = self._fails_at // 4 if kind == "stops short" else self._fails_at
             self._belief[OBJECT] = _aside(MISSES_BY, rng) * (kind == "misses")
             self._belief[GOAL] = _aside(WRONG_GOAL_BY, rng) * (kind == "wrong goal")
 

@@ -11,9 +11,9 @@ import weakref
 
 import numpy as np
 
-from efm_sim import headless_gl  # noqa: F401, chooses a back end before MuJoCo is imported
+from efm_sim import headless_gl
 
-import mujoco  # isort: skip
+import mujoco  # isort: skip, after the back end is chosen
 
 _open: weakref.WeakSet[MujocoCamera] = weakref.WeakSet()
 
@@ -46,7 +46,10 @@ class MujocoCamera:
     def render(self, data: mujoco.MjData) -> np.ndarray:
         """Returns a new picture, uint8 [H, W, 3] RGB."""
         if self._renderer is None:
-            self._renderer = mujoco.Renderer(self._model, *self._size)
+            try:
+                self._renderer = mujoco.Renderer(self._model, *self._size)
+            except (ImportError, RuntimeError) as error:
+                raise RuntimeError(f"no rendering context: {error}; {headless_gl.INSTALL_HINT}") from error
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             _open.add(self)
