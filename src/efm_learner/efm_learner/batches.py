@@ -33,6 +33,9 @@ FILLER_WORDS = frozenset(
     )
 )
 
+# Rows of unsuccessful episodes are drawn at most so many times as often as others.
+MOST_OFTEN = 3
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -41,7 +44,7 @@ class Mixture:
     Attributes:
         batch_size: Rows of a batch over all processes, first and last observations of the instruction
             objective not counted twice.
-        censored: Share of the steps-to-go rows from unsuccessful episodes, where there are any.
+        censored: Share of the steps-to-go rows from unsuccessful episodes; less where there are few.
         mismatched: Share of the steps-to-go rows under a foreign instruction.
         rewound: Share of the steps-to-go rows with reversed history; needs cameras with 2 frames or more.
         head_share: Share of the episodes that each head of an ensemble is trained on.
@@ -146,6 +149,9 @@ class BatchMaker:
         self.others = foreign_instructions(table.instructions)
         meant = np.array([len(item) > 0 for item in self.others])
         self.swappable = np.flatnonzero(meant[table.episode_instruction[table.episode]])
+        # A handful of unsuccessful episodes would only be learnt by heart.
+        natural = len(self.censored_rows) / max(1, len(self.censored_rows) + len(self.goal_rows))
+        self.censored_share = min(mixture.censored, MOST_OFTEN * natural)
         self._check()
 
         parts = 3 if mixture.instruction else 2
@@ -157,7 +163,7 @@ class BatchMaker:
         rng = np.random.default_rng([self.seed, step])
         table, mixture = self.table, self.mixture
         cloned, judged, told = self.counts
-        censored = round(judged * mixture.censored) if len(self.censored_rows) else 0
+        censored = round(judged * self.censored_share)
         mismatched = round(judged * mixture.mismatched)
         rewound = round(judged * mixture.rewound)
         exact = judged - censored - mismatched - rewound

@@ -102,7 +102,7 @@ def train(
     )
     lasting = {**config.lasting(), "data": data_digest(table)}
     state = load_checkpoint(out, objective, optimizer, lasting)
-    chooser = _Chooser(config, objective, held_out, state, out)
+    chooser = _Chooser(config, objective, held_out, batches.censored_share, state, out)
     report = _Report(config, out, state.step, accelerator.is_main_process)
     wrapped, prepared = accelerator.prepare(objective, optimizer)
     started, first_step = time.monotonic(), state.step
@@ -169,18 +169,19 @@ class _Chooser:
         config: SftConfig,
         objective: SftObjective,
         held_out: StepTable | None,
+        censored_share: float,
         state: TrainingState,
         out: Path,
     ) -> None:
         self._config, self._objective, self._held_out = config, objective, held_out
-        self._state, self._out = state, out
+        self._state, self._out, self._censored_share = state, out, censored_share
 
     def choose(self, last: bool) -> dict[str, float]:
         """Returns the validation losses of the current weights, and keeps the weights where they are best."""
         losses: dict[str, float] = {}
         candidates = {POLICY: float("nan"), REWARD: float("nan")}
         if self._held_out is not None:
-            found = validate(self._objective.network, self._held_out, self._config.mixture.censored)
+            found = validate(self._objective.network, self._held_out, self._censored_share)
             losses = {f"validation_{name}": value for name, value in asdict(found).items()}
             candidates = {POLICY: found.cloning, REWARD: found.steps_to_go}
         for choice, loss in candidates.items():
