@@ -32,6 +32,7 @@ Parameters = TypeVar("Parameters")
 
 _TYPES: dict[Any, Parameter.Type] = {
     bool: Parameter.Type.BOOL,
+    bool | None: Parameter.Type.BOOL,  # None: not given; then something else decides, for example a file.
     int: Parameter.Type.INTEGER,
     float: Parameter.Type.DOUBLE,
     str: Parameter.Type.STRING,
@@ -117,10 +118,15 @@ def declare(
         raise BadRequest(f"parameters of node '{node.get_fully_qualified_name()}': " + "; ".join(problems))
     for name, field in fields.items():
         value = list(values[name]) if isinstance(values[name], tuple) else values[name]
+        node._parameter_overrides.pop(name, None)
+        if value is None:
+            descriptor = _descriptor(field, types[name])
+            descriptor.dynamic_typing = True  # The only way to declare a parameter that is not set.
+            node.declare_parameter(name, None, descriptor)
+            continue
         # The value read above is declared, since an override of 1 for a float or [] for an array has another
         # type.
         parameter = Parameter(name, types[name], value)
-        node._parameter_overrides.pop(name, None)
         node.declare_parameter(
             name, parameter.value if value != [] else types[name], _descriptor(field, types[name])
         )

@@ -29,6 +29,11 @@ class NeedyParameters:
     embodiment: str = param(description="Name or file.")
 
 
+@dataclasses.dataclass(frozen=True)
+class UndecidedParameters:
+    dry_run: bool | None = param(None, description="Not given: the embodiment decides.")
+
+
 @pytest.fixture
 def make_node(ros):
     nodes = []
@@ -52,6 +57,15 @@ def test_without_overrides_the_defaults_hold(make_node):
     node = make_node()
     assert declare(node, CameraParameters) == CameraParameters()
     assert node.get_parameter("offsets").type_ is Parameter.Type.DOUBLE_ARRAY
+
+
+def test_a_flag_that_nobody_gave_is_told_from_one_that_is_false(make_node):
+    node = make_node()
+    assert declare(node, UndecidedParameters).dry_run is None
+    assert node.get_parameter("dry_run").type_ is Parameter.Type.NOT_SET
+    given = make_node(Parameter("dry_run", Parameter.Type.BOOL, False))
+    assert declare(given, UndecidedParameters).dry_run is False
+    assert "expected bool" in refusal_of(make_node(Parameter("dry_run", value=1)), UndecidedParameters)
 
 
 def test_overrides_of_the_command_line_and_a_file_arrive(make_node, tmp_path):
