@@ -37,3 +37,10 @@ MODELS = _profile(10, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOC
 OVERRIDES = QoSOverridingOptions.with_default_policies()
 """Pass as `qos_overriding_options` to let a deployment change history, depth and reliability of that
 topic."""
+
+DEEP = 500
+
+
+def deep(profile: QoSProfile, depth: int = DEEP) -> QoSProfile:
+    """Gives the same profile with a long queue, for recorders, which may not skip what a loop may."""
+    return _profile(depth, profile.reliability, profile.durability)
