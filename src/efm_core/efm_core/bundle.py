@@ -19,7 +19,7 @@ from typing import Any
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BundleInvalid, BundleTampered, BundleUnknown, EmbodimentMismatch
 from efm_core.files import BLOCK_BYTES, disk_full_is_told, sha256_of, sync, write_synced
-from efm_core.manifest import MANIFEST, BundleManifest, bundle_id, file_faults, parse_manifest
+from efm_core.manifest import MANIFEST, BundleManifest, bundle_id, file_faults, leaves, parse_manifest
 
 __all__ = [
     "Bundle",
@@ -148,7 +148,7 @@ def write_bundle(
 
 def embodiment_differences(mine: Embodiment, other: Embodiment) -> list[str]:
     """Returns in words where two embodiments differ, among the parts that a model depends on."""
-    left, right = _leaves(mine.model_part()), _leaves(other.model_part())
+    left, right = leaves(mine.model_part()), leaves(other.model_part())
     return [
         f"{key} {left.get(key, 'missing')} against {right.get(key, 'missing')}"
         for key in sorted(left.keys() | right.keys())
@@ -190,14 +190,3 @@ def _store(folder: Path, name: str, content: bytes | Path) -> dict[str, Any]:
         sink.flush()
         os.fsync(sink.fileno())
     return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _leaves(value: Any, key: str = "") -> dict[str, Any]:
-    """Returns the scalars of nested plain data by their keys, such as cameras[0].width."""
-    if isinstance(value, Mapping):
-        pairs = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        pairs = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
-    else:
-        return {key: value}
-    return {name: leaf for path, item in pairs for name, leaf in _leaves(item, path).items()}

@@ -11,6 +11,7 @@ episode_writer.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,13 +167,14 @@ def check_episode(path: Path | str) -> list[str]:
     problems = list(episode.notes)
     try:
         with Reader(folder) as reader:
-            told, found = reader.message_count, sum(1 for _ in reader.messages())
-            topics = {connection.topic for connection in reader.connections if connection.msgcount}
+            told = Counter({connection.topic: connection.msgcount for connection in reader.connections})
+            found = Counter(connection.topic for connection, _, _ in reader.messages())
     except (ReaderError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         return [*problems, f"{folder / METADATA}: rosbags cannot read it: {error}"]
     if told != found:
-        problems.append(f"{folder / METADATA}: says {told} messages, the file holds {found}")
-    if TRUTH_TOPIC in topics and episode.summary.mode != Mode.EVALUATE:
+        expected = dict(told - found or told)
+        problems.append(f"{folder / METADATA}: expected messages {expected}, the file holds {dict(found)}")
+    if TRUTH_TOPIC in found and episode.summary.mode != Mode.EVALUATE:
         problems.append(f"holds '{TRUTH_TOPIC}', though only evaluation may record it")
     return problems
 

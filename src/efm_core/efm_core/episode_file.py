@@ -7,6 +7,7 @@ action is the business of episode_rows.py.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mcap.exceptions import EndOfFile, InvalidMagic, McapError
+from mcap.exceptions import McapError
 from mcap.reader import make_reader
 from mcap.records import Channel, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader
@@ -30,6 +31,7 @@ FORMAT_KEY = "efm.format"
 EMBODIMENT_KEY = "efm.embodiment"
 SUMMARY_TOPIC = "episode_summary"
 METADATA = "metadata.yaml"
+_MAGIC = b"\x89MCAP0\r\n"  # Begins and ends every MCAP file.
 
 # What the reader's libraries raise on bytes that are no MCAP file; their checks are not complete.
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -245,11 +247,18 @@ def _embodiment(file: Path, metadata: Metadata | None) -> Embodiment:
 
 
 def _damaged(file: Path, error: Exception) -> EpisodeInvalid | EpisodeTruncated:
-    if isinstance(error, EndOfFile):
-        size = file.stat().st_size
-        return EpisodeTruncated(f"{file}: ends after {size} bytes, in the middle of a record; it was cut off")
-    if isinstance(error, InvalidMagic):
-        return EpisodeInvalid(f"{file}: expected an MCAP file, found other bytes at its beginning or end")
+    """Says what is wrong with a file that could not be read to its end."""
+    with file.open("rb") as stream:
+        start = stream.read(len(_MAGIC))
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - len(_MAGIC), 0))
+        end = stream.read()
+    if not _MAGIC.startswith(start):
+        return EpisodeInvalid(f"{file}: expected an MCAP file, found one that begins with {start!r}")
+    if end != _MAGIC or size < 2 * len(_MAGIC):
+        return EpisodeTruncated(
+            f"{file}: ends after {size} bytes without the end of an MCAP file; it was cut off"
+        )
     return EpisodeInvalid(f"{file}: damaged: {type(error).__name__}: {error}")
 
 

@@ -115,7 +115,8 @@ class EpisodeWriter:
             frame_id: of the image.
 
         Raises:
-            ObservationInvalid: no such camera, or no RGB image. Otherwise as `write`.
+            EmbodimentInvalid: no such camera.
+            ObservationInvalid: no RGB image. Otherwise as `write`.
         """
         topic = self.embodiment.camera(camera).recorded_topic
         encoded = encode_image(image, image_format, quality) if isinstance(image, np.ndarray) else image

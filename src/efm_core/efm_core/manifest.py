@@ -145,6 +145,17 @@ def file_faults(table: Mapping[str, Any]) -> Iterator[str]:
             yield f"files.{name}: expected {{'size': bytes, 'sha256': 64 hex digits}}, found {entry!r:.100}"
 
 
+def leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Returns the scalars of nested plain data by their keys, such as cameras[0].width."""
+    if isinstance(value, Mapping):
+        pairs = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        pairs = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {key: value}
+    return {name: leaf for path, item in pairs for name, leaf in leaves(item, path).items()}
+
+
 _FIELDS = tuple(item.name for item in dataclasses.fields(BundleManifest))
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("kind", "combine", "git_revision"), (str,)),

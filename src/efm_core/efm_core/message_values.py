@@ -43,8 +43,8 @@ def message_stamp_ns(message: Any) -> int | None:
     return int(number) if number != label and number.isdecimal() else None
 
 
-def state_values(message: Any, state: State) -> npt.NDArray[np.float32]:
-    """Returns the state vector float32 [S] of a message of the state's topic.
+def state_values(message: Any, state: State) -> npt.NDArray[np.float64]:
+    """Returns the state vector float64 [S] of a message of the state's topic.
 
     Raises:
         ObservationInvalid: a joint or one of its numbers is missing, or the length is wrong.
@@ -52,7 +52,7 @@ def state_values(message: Any, state: State) -> npt.NDArray[np.float32]:
     if state.interface == "float64_multi_array":
         return _vector(message.data, len(state.entries), f"state on '{state.topic}'")
     place = {name: index for index, name in enumerate(message.name)}
-    values = np.empty(len(state.entries), np.float32)
+    values = np.empty(len(state.entries), np.float64)
     for index, entry in enumerate(state.entries):
         numbers = getattr(message, entry.field)
         joint = place.get(entry.joint_name, -1)
@@ -67,8 +67,8 @@ def state_values(message: Any, state: State) -> npt.NDArray[np.float32]:
     return values
 
 
-def command_values(message: Any, action: Action, period: float) -> npt.NDArray[np.float32]:
-    """Returns the action vector float32 [D] that a message of the command topic asks for.
+def command_values(message: Any, action: Action, period: float) -> npt.NDArray[np.float64]:
+    """Returns the action vector float64 [D] that a message of the command topic asks for.
 
     Args:
         message: JointTrajectory, Float64MultiArray or TwistStamped.
@@ -84,7 +84,7 @@ def command_values(message: Any, action: Action, period: float) -> npt.NDArray[n
         return _vector(message.data, len(names), where)
     if action.interface == "twist_stamped":
         axes = [name.split(".") for name in names]
-        return np.array([getattr(getattr(message.twist, part), axis) for part, axis in axes], np.float32)
+        return np.array([getattr(getattr(message.twist, part), axis) for part, axis in axes], np.float64)
     if not message.points:
         raise ObservationInvalid(f"{where}: expected at least one trajectory point, found none")
     point = next((item for item in message.points if _seconds(item) >= 0.99 * period), message.points[-1])
@@ -94,14 +94,14 @@ def command_values(message: Any, action: Action, period: float) -> npt.NDArray[n
             f"{where}: expected a position of '{missing[0]}', found the joints {list(place)} with "
             f"{len(point.positions)} positions"
         )
-    return np.array([point.positions[place[name]] for name in names], np.float32)
+    return np.array([point.positions[place[name]] for name in names], np.float64)
 
 
 def _seconds(point: Any) -> float:
     return float(point.time_from_start.sec + point.time_from_start.nanosec / SECOND_NS)
 
 
-def _vector(data: Sequence[float], size: int, where: str) -> npt.NDArray[np.float32]:
+def _vector(data: Sequence[float], size: int, where: str) -> npt.NDArray[np.float64]:
     if len(data) != size:
         raise ObservationInvalid(f"{where}: expected {size} numbers, found {len(data)}")
-    return np.asarray(data, np.float32)
+    return np.asarray(data, np.float64)

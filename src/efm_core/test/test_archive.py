@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -188,6 +189,7 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: byte
         _member("episode/half", data=bytes(2000))[:900],
         b"no tar at all",
         b"",
+        bytes(512),
     ],
 )
 def test_archives_that_we_would_not_have_made_are_refused(tmp_path: Path, member: bytes) -> None:
@@ -260,7 +262,7 @@ def test_a_receiver_killed_at_any_moment_is_gone_on_with(tmp_path: Path) -> None
         "    print(receiver.next_offset, flush=True)\n"
         "    time.sleep(0.001)\n"
     )
-    command = ["python", "-c", program, str(source.path), str(tmp_path / "inbox"), source.sha256()]
+    command = [sys.executable, "-c", program, str(source.path), str(tmp_path / "inbox"), source.sha256()]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -41,9 +41,7 @@ def test_an_episode_is_read_back_row_by_row(tmp_path: Path) -> None:
     assert episode.state is not None
     np.testing.assert_allclose(episode.state[:, 0], 0.1 * np.arange(11), rtol=1e-6)
     np.testing.assert_allclose(episode.state[:, 1], -0.1 * np.arange(11), rtol=1e-6)
-    np.testing.assert_allclose(
-        episode.actions[:10], actions, rtol=1e-6
-    )
+    np.testing.assert_allclose(episode.actions[:10], actions, rtol=1e-6)
     assert np.isnan(episode.actions[10]).all()
     assert episode.tokens.tolist() == [[step, 10] for step in range(10)] + [[-1, -1]]
     np.testing.assert_allclose(episode.log_probs[:10], -0.25 * steps)

@@ -51,8 +51,14 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> 
 
 
 def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
-    program = "import sys, time; from efm_core.spool import Spool; s = Spool(sys.argv[1], 10, 0); print(1, flush=True)"
-    command = [sys.executable, "-c", f"{program}; time.sleep(60)", str(tmp_path)]
+    program = (
+        "import sys, time\n"
+        "from efm_core.spool import Spool\n"
+        "spool = Spool(sys.argv[1], 10, 0)\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
