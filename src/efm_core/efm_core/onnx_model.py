@@ -293,11 +293,10 @@ def _open(bundle: Bundle, where: str, providers: Sequence[str] | None, threads: 
         raise ValueError(f"threads: expected at least 1, found {threads}")
     available = onnxruntime.get_available_providers()
     chosen = [name for name in PROVIDERS if name in available] if providers is None else list(providers)
-    if not chosen or (missing := [name for name in chosen if name not in available]):
-        found = ", ".join(available)
-        raise BundleUnusable(
-            f"{where}: expected the providers {missing or 'of a non-empty list'}, found {found}"
-        )
+    missing = [name for name in chosen if name not in available]
+    if missing or not chosen:
+        expected = f"the providers {missing}" if missing else "at least one provider"
+        raise BundleUnusable(f"{where}: expected {expected}, found {', '.join(available)} on this machine")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

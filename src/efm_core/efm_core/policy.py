@@ -39,8 +39,8 @@ def sample_actions(
         tokens = values.argmax(axis=-1)
     elif rng is None:
         raise ValueError(f"temperature {temperature}: expected an rng to draw with, found None")
-    else:  # Gumbel noise makes the argmax a draw from the softmax.
-        tokens = (values / temperature + rng.gumbel(size=values.shape)).argmax(axis=-1)
+    else:  # Gumbel noise makes the argmax a draw from the softmax; scaling the noise cannot overflow.
+        tokens = (values + temperature * rng.gumbel(size=values.shape)).argmax(axis=-1)
     log_sums = np.log(np.exp(values).sum(axis=-1))
     chosen = np.take_along_axis(values, tokens[..., np.newaxis], axis=-1)[..., 0]
     return tokens.astype(np.int64), (chosen - log_sums).sum(axis=-1)
