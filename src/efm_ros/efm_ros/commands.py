@@ -9,8 +9,6 @@ Left out: all checks. The safety gate (`efm_core.safety`) comes before this and 
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 from geometry_msgs.msg import TwistStamped
 from rclpy.action import ActionClient
@@ -20,9 +18,10 @@ from std_msgs.msg import Float64MultiArray, MultiArrayDimension
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from efm_core.embodiment import Action, Embodiment
-from efm_core.errors import BadRequest, EmbodimentInvalid, nearest
+from efm_core.errors import BadRequest, EmbodimentInvalid, ObservationInvalid
+from efm_core.message_values import STAMP_LABEL, command_values, message_stamp_ns
 from efm_core.safety import hold_still_values
-from efm_ros.conversion import ns_to_stamp, stamp_to_ns
+from efm_ros.conversion import ns_to_stamp
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
 
@@ -36,7 +35,6 @@ MESSAGE_TYPES: dict[str, type] = {
     "twist_stamped": TwistStamped,
 }
 SERVO_LEAST_RATE_HZ = 20.0  # MoveIt Servo stops 0.1 s after the last twist.
-_LABEL = re.compile(r"stamp_ns=(\d+)")
 
 
 def message_type(action: Action) -> type[Command]:
@@ -56,7 +54,7 @@ def encode_command(embodiment: Embodiment, values: np.ndarray, stamp_ns: int) ->
     numbers = [float(value) for value in values]
     if action.interface == "float64_multi_array":
         command = Float64MultiArray(data=numbers)
-        label = f"stamp_ns={int(stamp_ns)}" if stamp_ns else ""
+        label = f"{STAMP_LABEL}{int(stamp_ns)}" if stamp_ns else ""
         size = len(numbers)
         command.layout.dim = [MultiArrayDimension(label=label, size=size, stride=size)]
         return command
@@ -86,34 +84,16 @@ def decode_command(embodiment: Embodiment, message: Command) -> tuple[np.ndarray
     """
     action = embodiment.action
     wanted = message_type(action)
-    where = f"command on '{action.topic}'"
     if not isinstance(message, wanted):
         raise BadRequest(
-            f"{where}: expected {wanted.__name__} ({action.interface}), found {type(message).__name__}"
+            f"command on '{action.topic}': expected {wanted.__name__} ({action.interface}), found "
+            f"{type(message).__name__}"
         )
-    names = [dimension.name for dimension in action.dimensions]
-    if isinstance(message, Float64MultiArray):
-        if len(message.data) != len(names):
-            raise BadRequest(
-                f"{where}: expected {len(names)} values ({', '.join(names)}), found {len(message.data)}"
-            )
-        label = _LABEL.fullmatch(message.layout.dim[0].label) if message.layout.dim else None
-        return np.array(message.data, np.float64), int(label[1]) if label else None
-    stamp_ns = stamp_to_ns(message.header.stamp) or None
-    if isinstance(message, TwistStamped):
-        parts = (name.split(".") for name in names)
-        return np.array(
-            [getattr(getattr(message.twist, part), axis) for part, axis in parts], np.float64
-        ), stamp_ns
-    if not message.points:
-        raise BadRequest(f"{where}: expected a trajectory of at least one point, found none")
-    positions = dict(zip(message.joint_names, message.points[0].positions, strict=False))
-    for name in names:
-        if name not in positions:
-            raise BadRequest(
-                f"{where}: expected joint '{name}', found {sorted(positions)}{nearest(name, positions)}"
-            )
-    return np.array([positions[name] for name in names], np.float64), stamp_ns
+    try:
+        values = command_values(message, action, 1.0 / embodiment.control_rate_hz)
+    except ObservationInvalid as error:
+        raise BadRequest(str(error)) from error
+    return values, message_stamp_ns(message)
 
 
 class CommandChannel:
@@ -138,10 +118,10 @@ class CommandChannel:
         action = embodiment.action
         _warn_of_slow_twists(node, embodiment)
         topic = in_robot(robot, action.topic)
-        self._publisher = node.create_publisher(message_type(action), topic, COMMANDS)
         self._trajectories = (
             _FollowJointTrajectory(node, topic) if action.interface == "follow_joint_trajectory" else None
         )
+        self._publisher = node.create_publisher(message_type(action), topic, COMMANDS)
 
     @property
     def last(self) -> np.ndarray | None:

@@ -8,7 +8,6 @@ Left out: preprocessing to the model's size (`efm_core.image`) and commands (`co
 from __future__ import annotations
 
 import array
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -20,6 +19,7 @@ from std_msgs.msg import Float64MultiArray, Header
 from efm_core.embodiment import State
 from efm_core.errors import ObservationInvalid, nearest
 from efm_core.image import decode_compressed
+from efm_core.message_values import state_values
 
 NANOSECONDS = 1_000_000_000
 # Encoding -> (bytes of a pixel, OpenCV conversion to RGB, None where it is RGB already).
@@ -109,56 +109,21 @@ def set_bytes(message: Any, field: str, data: bytes | bytearray | memoryview) ->
     setattr(message, f"_{field}", values)
 
 
-def state_from_joint_state(message: JointState, state: State) -> np.ndarray:
-    """Reads the state vector out of a joint state, by name.
+def state_from_message(message: JointState | Float64MultiArray, state: State) -> np.ndarray:
+    """Reads the state vector out of a message, joints by name.
 
     Args:
-        message: Joints in any order; more of them than wanted is fine.
-        state: What the embodiment wants: entries name their joint (else their own name is the joint's) and
-            field.
+        message: Joints in any order, more of them than wanted is fine; or an array in the embodiment's order.
+        state: What the embodiment wants.
 
     Returns:
         float64 [S] in the order of the embodiment.
 
     Raises:
-        ObservationInvalid: A joint is missing, has no value in the wanted field, or is not finite.
+        ObservationInvalid: A joint or one of its numbers is missing, the length is wrong, or an entry is not
+            finite.
     """
-    values = np.empty(len(state.entries))
-    index_of = {name: index for index, name in enumerate(message.name)}
-    for position, entry in enumerate(state.entries):
-        joint = entry.joint_name
-        index = index_of.get(joint)
-        if index is None:
-            raise ObservationInvalid(
-                f"joint state on '{state.topic}': expected joint '{joint}', found {sorted(index_of)}"
-                f"{nearest(joint, index_of)}"
-            )
-        column: Sequence[float] = getattr(message, entry.field)
-        if index >= len(column):
-            raise ObservationInvalid(
-                f"joint state on '{state.topic}': expected a {entry.field} of joint '{joint}', found "
-                f"{len(column)} {entry.field} values for {len(message.name)} joints"
-            )
-        values[position] = column[index]
-    return _finite(values, state)
-
-
-def state_from_array(message: Float64MultiArray, state: State) -> np.ndarray:
-    """Reads the state vector, float64 [S], out of an array that is in the embodiment's order.
-
-    Raises:
-        ObservationInvalid: Wrong length or not finite.
-    """
-    if len(message.data) != len(state.entries):
-        names = ", ".join(entry.name for entry in state.entries)
-        raise ObservationInvalid(
-            f"state on '{state.topic}': expected {len(state.entries)} values ({names}), "
-            f"found {len(message.data)}"
-        )
-    return _finite(np.array(message.data, np.float64), state)
-
-
-def _finite(values: np.ndarray, state: State) -> np.ndarray:
+    values = state_values(message, state)
     if not np.isfinite(values).all():
         bad = [
             entry.name for entry, value in zip(state.entries, values, strict=True) if not np.isfinite(value)
