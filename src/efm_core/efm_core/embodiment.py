@@ -46,6 +46,8 @@ __all__ = [
     "load_embodiment",
 ]
 
+FAULTS_SHOWN = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embodiment:
@@ -208,7 +210,7 @@ def load_embodiment(path_or_name: str | Path) -> Embodiment:
         EmbodimentInvalid: no such file, no YAML, or faults in it: all of them, each with file and key.
     """
     path = Path(path_or_name)
-    if path.suffix == "" and len(path.parts) == 1 and not str(path_or_name).endswith("/"):
+    if path.suffix == "" and len(path.parts) <= 1 and not str(path_or_name).endswith("/"):
         path = _find(path.name)
     try:
         data = read_yaml(path)
@@ -249,4 +251,5 @@ def _raise_if_any(faults: list[Fault], where: str) -> None:
         f"{where}:{fault.key}: {fault.text}" if fault.key else f"{where}: {fault.text}" for fault in faults
     ]
     heading = [] if len(lines) == 1 else [f"{where}: {len(lines)} faults"]
-    raise EmbodimentInvalid("\n  ".join(heading + lines))
+    ending = [f"and {len(lines) - FAULTS_SHOWN} more"] if len(lines) > FAULTS_SHOWN else []
+    raise EmbodimentInvalid("\n  ".join(heading + lines[:FAULTS_SHOWN] + ending))

@@ -43,7 +43,7 @@ class NoInstruction:
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer.json of Hugging Face's `tokenizers`; a relative `file` is in the bundle's folder."""
+    """A tokenizer.json of Hugging Face's `tokenizers`; `file` is in the bundle's folder."""
 
     kind: Literal["tokenizer"] = setting()
     file: str = setting(pattern=r"\S.*", meaning="the path of a tokenizer.json")
@@ -82,7 +82,7 @@ def encode_instruction(
     if isinstance(settings, HashedWords):
         numbers = [zlib.crc32(word.encode()) % (settings.buckets - 1) + 1 for word in _words(text)]
     else:
-        tokenizer, padding = _tokenizer(str((folder or Path()) / settings.file))
+        tokenizer, padding = _tokenizer(str(_inside(folder, settings.file)))
         numbers = tokenizer.encode(text).ids
     if len(numbers) > settings.length:
         raise BadRequest(
@@ -115,6 +115,16 @@ def parse_instruction_spec(spec: Mapping[str, Any]) -> HashedWords | NoInstructi
 def _words(text: str) -> list[str]:
     """Returns the words of a text, in lower case and without punctuation; "ß" or "é" come out in one way."""
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _inside(folder: Path | None, file: str) -> Path:
+    """Returns the path of a bundle's file; a bundle that came from elsewhere must not open others."""
+    if folder is None:
+        return Path(file)
+    path = (folder / file).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise BundleInvalid(f"instruction.file: expected a file of the bundle, found '{file}'")
+    return path
 
 
 @functools.lru_cache(maxsize=4)

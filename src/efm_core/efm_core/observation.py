@@ -25,6 +25,8 @@ from efm_core.image import ImageArray, check_image, prepare_image
 SECOND_NS = 1_000_000_000
 # A stamp that is older than the one before by more than this is no straggler: the clock was set back.
 TIME_LINE_JUMP_NS = SECOND_NS
+# So many inputs in a row that are older than the newest are no stragglers either.
+STRAGGLERS = 5
 # States kept to find the one of an image's moment: a quarter of a second at 1 kHz.
 STATES_KEPT = 256
 
@@ -86,6 +88,7 @@ class ObservationAssembler:
         self._cameras = {camera.name: _CameraInput(camera) for camera in embodiment.cameras}
         self._states: deque[tuple[int, npt.NDArray[np.float32]]] = deque(maxlen=STATES_KEPT)
         self._arrived_ns: dict[str, int] = {}  # Input -> its newest stamp, also when it was not kept.
+        self._older: dict[str, int] = {}  # Input -> how many in a row were older than its newest.
         self._not_before_ns: int | None = None
         self._last_ns: int | None = None
 
@@ -242,18 +245,22 @@ class ObservationAssembler:
         if stamp_ns < 0:
             raise ObservationInvalid(f"{what}: expected a stamp >= 0, found {stamp_ns} ns")
         last_ns = self._arrived_ns.get(what, -1)
-        if stamp_ns < last_ns - TIME_LINE_JUMP_NS:
-            self._begin_time_line(stamp_ns)
+        older = self._older.get(what, 0) + 1 if stamp_ns < last_ns else 0
+        self._older[what] = older
+        if stamp_ns < last_ns - TIME_LINE_JUMP_NS or older >= STRAGGLERS:
+            self._begin_time_line(stamp_ns, last_ns)
         elif stamp_ns <= last_ns:
             return False
         self._arrived_ns[what] = stamp_ns
         return self._not_before_ns is None or stamp_ns >= self._not_before_ns
 
-    def _begin_time_line(self, stamp_ns: int) -> None:
-        """Forgets what belongs to the time before the clock was set back to about `stamp_ns`."""
-        latest_ns = stamp_ns + TIME_LINE_JUMP_NS
+    def _begin_time_line(self, stamp_ns: int, last_ns: int) -> None:
+        """Forgets what belongs to the time before the clock was set back from `last_ns` to `stamp_ns`."""
+        # Other inputs may be in the new time line already, and a little ahead of this one.
+        latest_ns = min(stamp_ns + TIME_LINE_JUMP_NS, last_ns - 1)
         self.time_line += 1
         self._not_before_ns, self._last_ns = None, None
+        self._older.clear()
         self._arrived_ns = {what: ns for what, ns in self._arrived_ns.items() if ns <= latest_ns}
         for held in self._cameras.values():
             held.history.clear()

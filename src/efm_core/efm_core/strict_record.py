@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from efm_core.errors import nearest
 
 Record = TypeVar("Record")
 
+GREATEST_NUMBER = 1e300
 MAX_FILE_BYTES = 1 << 20  # Larger than any sane settings file; protects from reading a bag by mistake.
 
 
@@ -92,8 +94,9 @@ def read_values(cls: Any, data: Any, key: str, faults: list[Fault]) -> dict[str,
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in data:
         if name not in fields:
+            name = str(name)[:60]
             near = nearest(name, fields) or f"; the keys are {_names(cls)}"
-            faults.append(Fault(_join(key, str(name)), f"unknown key{near}"))
+            faults.append(Fault(_join(key, name), f"unknown key{near}"))
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in data:
@@ -120,12 +123,19 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is missing, too large, no UTF-8, no YAML, or holds a key twice; says where.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{path}: expected a YAML file of at most {MAX_FILE_BYTES} bytes, found more")
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"{path}: expected a YAML file of at most {MAX_FILE_BYTES} bytes, found more")
+    try:
+        return yaml.load(data.decode("utf-8"), Loader=_UniqueKeyLoader)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also a date such as 2026-99-99.
         raise ValueError(f"{path}: expected YAML in UTF-8, found: {error}") from error
 
 
@@ -178,12 +188,13 @@ def _scalar(hint: Any, origin: Any, choices: tuple[Any, ...], value: Any, rules:
         value = math.inf
     if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
         return False, value
-    if hint is float and abs(value) > 1e300 and not math.isinf(value):
-        return False, value  # An integer as large as this has no float.
-    infinite_ok = bool(rules.get("infinite")) and value > 0
+    # Beyond this an integer has no float, and the width of a range may be infinite.
+    if not abs(value) <= GREATEST_NUMBER and value != math.inf:
+        return False, value
+    infinite_ok = bool(rules.get("infinite"))
     low, high, above = rules.get("low"), rules.get("high"), rules.get("above")
     fitting = (
-        (math.isfinite(value) or infinite_ok)
+        (value != math.inf or infinite_ok)
         and (low is None or value >= low)
         and (high is None or value <= high)
         and (above is None or value > above)
@@ -239,13 +250,18 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
+# Cuts what is long, deep or contains itself, which YAML can.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
 def _show(value: Any) -> str:
     """Returns a value for a message: its kind and a short form."""
     if value is None:
         return "nothing"
     if isinstance(value, (bool, int, float)):
-        return str(value).lower() if isinstance(value, bool) else f"{value!r:.60}"
+        return str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
     kinds: dict[type, str] = {str: "the text", list: "a list", tuple: "a list", dict: "a mapping"}
     kind = kinds.get(type(value), "the value")
-    text = repr(value)
-    return f"{kind} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{kind} {_SHORT.repr(value)}"

@@ -271,6 +271,13 @@ def test_positions_are_found_by_joint_name_and_never_by_order():
 # Files
 
 
+# Nine levels of nine: written out, it would fill any memory.
+ALIASES = "x0: &x0 [a, a, a, a, a, a, a, a, a]\n" + "".join(
+    f"x{level}: &x{level} [{', '.join([f'*x{level - 1}'] * 9)}]\n" for level in range(1, 10)
+)
+ALIASES += "cameras: {top: *x9}\nname: *x9\n"
+
+
 def write(folder: Path, text: str | bytes) -> Path:
     path = folder / "robot.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -299,6 +306,12 @@ def test_a_file_is_read_and_its_faults_name_it(tmp_path):
         ("? [a, b]\n: 1\n", "expected YAML in UTF-8"),
         ("[" * 5000, "expected YAML in UTF-8"),
         ("1: 2\n", "1: unknown key"),
+        ("name: 2026-99-99\n", "expected YAML in UTF-8"),
+        (f"max_steps: {'9' * 5000}\n", "expected YAML in UTF-8"),
+        (f"max_steps: {'9' * 400}\n", "max_steps: expected a whole number >= 1 and <= 1000000, found 99999"),
+        (f"name: {'9' * 4000}\n", "found 99999"),
+        (f"{'k' * 900}: 1\n", f"{'k' * 60}: unknown key"),
+        (ALIASES, "cameras: expected a list, found a mapping"),
         ("cameras: &a [*a]\n", "cameras[0]: expected a mapping"),
         (" " * (1 << 20) + "a", "at most 1048576 bytes"),
     ],
@@ -309,6 +322,18 @@ def test_a_broken_file_is_refused_with_a_reason(tmp_path, text, message):
     with pytest.raises(EmbodimentInvalid) as caught:
         load_embodiment(path)
     assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_flood_of_faults_is_cut_short():
+    with pytest.raises(EmbodimentInvalid) as caught:
+        table_robot(cameras=["x"] * 1000)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "table.yaml: 1000 faults" and lines[-1] == "  and 980 more" and len(lines) == 22
+
+
+def test_no_name_at_all_lists_the_names():
+    with pytest.raises(EmbodimentInvalid, match="no embodiment ''; there are"):
+        load_embodiment("")
 
 
 def test_merged_keys_of_yaml_are_not_duplicates(tmp_path):

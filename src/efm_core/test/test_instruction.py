@@ -80,6 +80,12 @@ def test_a_tokenizer_of_the_bundle_is_used_without_its_own_cutting(tmp_path):
         encode_instruction("push push push push push", spec, tmp_path)
 
 
+@pytest.mark.parametrize("file", ["../tokenizer.json", "/etc/hostname"])
+def test_a_bundle_opens_no_file_outside_its_folder(tmp_path, file):
+    with pytest.raises(BundleInvalid, match=r"instruction\.file: expected a file of the bundle"):
+        encode_instruction("push", {"kind": "tokenizer", "file": file, "length": 4}, tmp_path)
+
+
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BundleInvalid, match=r"nothing\.json: expected a tokenizer\.json"):
         encode_instruction("push", {"kind": "tokenizer", "file": "nothing.json", "length": 4}, tmp_path)

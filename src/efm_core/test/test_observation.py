@@ -242,6 +242,16 @@ def test_a_clock_that_was_set_back_begins_a_new_time_line():
     assert assembler.time_line == 1  # The other inputs follow without a further one.
 
 
+def test_a_world_that_was_restarted_in_its_first_second_is_not_ignored_for_ever():
+    assembler = ObservationAssembler(table_robot())
+    feed(assembler, 800 * MS)
+    for tick in range(10):
+        feed(assembler, tick * 50 * MS, shade=tick)
+    assert assembler.time_line >= 1
+    seen = assembler.ready(450 * MS, synchronous=True)
+    assert seen is not None and seen.stamp_ns == 450 * MS
+
+
 def test_a_clock_set_back_before_the_first_input_of_an_episode_is_noticed_too():
     assembler = started()
     feed(assembler, START)
