@@ -1,0 +1,214 @@
+"""Hears one robot: hands every message to the recorder as it came, and what decides about episodes to the
+runner.
+
+All topics are taken by one thread of its own (`efm_ros.intake`), serialised; only policy steps and judgements
+are opened. The simulator's truth is subscribed to while an evaluation runs and at no other time, so that no
+other episode can hold it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.serialization import deserialize_message
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray
+
+from efm_core.embodiment import Embodiment
+from efm_core.message_values import state_values
+from efm_core.safety import Gate, measured_positions
+from efm_core.summary import Actor
+from efm_episode_node.recorder import EpisodeRecorder, Stream
+from efm_episode_node.run_types import Event, Judged, Stepped, TruthSeen
+from efm_msgs.msg import GroundTruth, PolicyStep, StepsToGo
+from efm_ros.commands import message_type
+from efm_ros.conversion import image_to_rgb, stamp_to_ns
+from efm_ros.intake import Intake
+from efm_ros.qos import COMMANDS, EVENTS, IMAGES, deep
+
+WAIT_S = 0.2
+IMAGES_KEPT = 100  # Large messages: a second at 100 Hz.
+_HEADER_STAMP = struct.Struct("<iI")
+_LABEL = re.compile(rb"stamp_ns=(\d+)")
+STATE_TYPES: dict[str, type] = {"joint_states": JointState, "float64_multi_array": Float64MultiArray}
+
+
+class RobotListener:
+    """Listens from its construction until `close`."""
+
+    def __init__(
+        self,
+        node: Node,
+        embodiment: Embodiment,
+        recorder: EpisodeRecorder,
+        post: Callable[[Event], None],
+        fault: Callable[[BaseException], None],
+    ) -> None:
+        """Subscribes.
+
+        Args:
+            node: Owns the subscriptions and gives the clock.
+            embodiment: Names the topics.
+            recorder: Gets every message.
+            post: Gets events, in the listener's thread.
+            fault: Told when the thread ends with an error.
+        """
+        self._node = node
+        self._recorder = recorder
+        self._post = post
+        self._fault = fault
+        self._period_ns = 1e9 / embodiment.control_rate_hz
+        self._intake = Intake(node)
+        self._inputs: list[str] = []
+        self._truth: Subscription | None = None
+        self._embodiment = embodiment
+        self._state_data = b""
+        self.count_commands = False
+        for camera in embodiment.cameras:
+            raw = camera.transport == "raw"
+            kind, name = (Image, camera.name) if raw else (CompressedImage, "")
+            stream = Stream(
+                camera.recorded_topic, "sensor_msgs/msg/CompressedImage", name, True, camera.max_age_s
+            )
+            self._hear_input(kind, camera.subscribed_topic, stream, IMAGES_KEPT)
+        if embodiment.state is not None:
+            state = embodiment.state
+            kind = STATE_TYPES[state.interface]
+            stream = Stream(state.topic.lstrip("~/"), _type_name(kind), "", True, state.max_age_s)
+            self._hear_input(kind, state.topic, stream)
+            self._state_type = kind
+        self._command_type = message_type(embodiment.action)
+        self._command = Stream(embodiment.action.topic.lstrip("~/"), _type_name(self._command_type))
+        self._hear(self._command_type, embodiment.action.topic, self._on_command, deep(COMMANDS))
+        self._step = Stream("policy_step", _type_name(PolicyStep))
+        self._hear(PolicyStep, "policy_step", self._on_step, deep(EVENTS))
+        self._judgement = Stream("steps_to_go", _type_name(StepsToGo))
+        self._hear(StepsToGo, "steps_to_go", self._on_judgement, deep(EVENTS))
+        self._ending = False
+        self._thread = threading.Thread(target=self._main, name="listener", daemon=True)
+        self._thread.start()
+
+    def missing(self, judged: bool) -> str:
+        """Names the inputs that nobody publishes, and the reward node where it is needed; empty: all
+        there.
+        """
+        silent = [topic for topic in self._inputs if not self._node.count_publishers(topic)]
+        if judged and not self._node.count_publishers("steps_to_go"):
+            silent.append("steps_to_go (is the reward node running and active?)")
+        return ", ".join(f"topic {topic}" for topic in silent)
+
+    def measured(self) -> np.ndarray | None:
+        """Gives where every action dimension is now, float64 [D]; None where that is not measured."""
+        if not self._state_data or self._embodiment.state is None:
+            return None
+        message = deserialize_message(self._state_data, self._state_type)
+        return measured_positions(self._embodiment, state_values(message, self._embodiment.state))
+
+    def hear_truth(self, wanted: bool) -> None:
+        """Subscribes to the simulator's truth, or no longer."""
+        if wanted and self._truth is None:
+            stream = Stream("ground_truth", _type_name(GroundTruth))
+            self._truth = self._intake.subscribe(
+                GroundTruth, "ground_truth", lambda data: self._on_truth(stream, data), deep(EVENTS), raw=True
+            )
+        elif not wanted and self._truth is not None:
+            subscription, self._truth = self._truth, None
+            self._intake.unsubscribe(subscription)
+
+    def close(self) -> None:
+        """Ends the thread and the subscriptions."""
+        self._ending = True
+        self._intake.wake()
+        self._thread.join(5.0)
+        self._intake.close()
+
+    def _main(self) -> None:
+        try:
+            while not self._ending:
+                self._intake.take(WAIT_S)
+        except Exception as error:  # noqa: BLE001 handed to the node, which ends with it
+            self._fault(error)
+
+    def _hear(self, kind: type, topic: str, callback: Callable[[bytes], None], qos: Any) -> None:
+        self._intake.subscribe(kind, topic, callback, qos, raw=True)
+
+    def _hear_input(self, kind: type, topic: str, stream: Stream, depth: int = 0) -> None:
+        self._recorder.add_input(stream)
+        self._inputs.append(topic)
+        qos = deep(IMAGES, depth) if depth else deep(IMAGES)
+        labelled = kind is Float64MultiArray
+
+        def take(data: bytes) -> None:
+            stamp_ns = self._labelled_ns(data) if labelled else header_stamp_ns(data)
+            self._recorder.put(stream, stamp_ns, data)
+
+        def take_state(data: bytes) -> None:
+            self._state_data = data
+            take(data)
+
+        self._hear(kind, topic, take if kind in (Image, CompressedImage) else take_state, qos)
+
+    def _on_command(self, data: bytes) -> None:
+        labelled = self._command_type is Float64MultiArray
+        stamp_ns = self._labelled_ns(data) if labelled else header_stamp_ns(data) or self._now_ns()
+        self._recorder.put(self._command, stamp_ns, data)
+        if self.count_commands:
+            self._post(Stepped(stamp_ns, ""))
+
+    def _on_step(self, data: bytes) -> None:
+        step: PolicyStep = deserialize_message(data, PolicyStep)
+        stamp_ns = stamp_to_ns(step.header.stamp)
+        moved = step.actor != Actor.HOLD and not step.gate & Gate.DRY_RUN
+        self._recorder.put(self._step, stamp_ns, data, is_step=moved)
+        due_ns = stamp_ns + int(step.chunk_index * self._period_ns)
+        self._post(Stepped(due_ns, step.episode_id, step.bundle_id, moved))
+
+    def _on_judgement(self, data: bytes) -> None:
+        judged: StepsToGo = deserialize_message(data, StepsToGo)
+        stamp_ns = stamp_to_ns(judged.header.stamp)
+        self._recorder.put(self._judgement, stamp_ns, data)
+        self._post(
+            Judged(
+                stamp_ns, judged.episode_id, judged.bundle_id, judged.expectation, judged.held, judged.success
+            )
+        )
+
+    def _on_truth(self, stream: Stream, data: bytes) -> None:
+        truth: GroundTruth = deserialize_message(data, GroundTruth)
+        stamp_ns = stamp_to_ns(truth.header.stamp)
+        self._recorder.put(stream, stamp_ns, data)
+        self._post(TruthSeen(stamp_ns, truth.success))
+
+    def _labelled_ns(self, data: bytes) -> int:
+        """Gives the stamp in an array's label, or the time of arrival where there is none."""
+        found = _LABEL.search(data[:64])
+        return int(found[1]) if found else self._now_ns()
+
+    def _now_ns(self) -> int:
+        return self._node.get_clock().now().nanoseconds
+
+
+def header_stamp_ns(data: bytes) -> int:
+    """Gives header.stamp of a serialised message whose first field is a header [ns]."""
+    if data[1] != 1:  # Big endian: no ROS 2 that we know of sends it.
+        raise ValueError(f"expected a little-endian CDR message, found encapsulation {data[:2].hex()}")
+    seconds, nanoseconds = _HEADER_STAMP.unpack_from(data, 4)
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def decode_image(data: bytes) -> tuple[np.ndarray, str]:
+    """Opens a serialised sensor_msgs/Image: RGB uint8 [H, W, 3] and its frame."""
+    message = deserialize_message(data, Image)
+    return image_to_rgb(message), message.header.frame_id
+
+
+def _type_name(kind: type) -> str:
+    package, _, name = kind.__module__.split(".")[0], "", kind.__name__
+    return f"{package}/msg/{name}"
