@@ -121,7 +121,7 @@ def read_episode(path: Path | str) -> Episode:
     frames = {
         camera.name: EncodedFrames(
             camera,
-            [message.data for message in inputs.cameras[camera.name].messages],
+            inputs.cameras[camera.name].messages,
             inputs.images_at(camera.name, stamps),
         )
         for camera in file.embodiment.cameras

@@ -6,31 +6,29 @@ there are no cameras), shows of every camera the newest image until then, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from efm_core.episode_file import EpisodeFile, RawMessage
 from efm_core.errors import EpisodeInvalid, ObservationInvalid
-from efm_core.message_values import STATE_TYPES, message_stamp_ns, state_values
-from efm_core.schemas import SECOND_NS
-
-IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
+from efm_core.message_values import STATE_TYPES, state_values
+from efm_core.schemas import IMAGE_TYPE, SECOND_NS, deserialize
 
 Stamps = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """One input within the episode: `stamps` [M], strictly increasing, and the messages."""
+    """One input within the episode: `stamps` [M], strictly increasing, and the messages in CDR."""
 
     what: str
+    type_name: str
     max_age_s: float
     stamps: Stamps
-    messages: list[Any]
+    messages: list[bytes | memoryview]
 
     def newest(self, stamps: Stamps) -> Stamps:
         """Returns for each stamp the index of the newest message until then; -1 where there is none."""
@@ -91,7 +89,8 @@ class EpisodeInputs:
         values = np.empty((len(stamps), len(state.entries)), np.float32)
         for row, number in enumerate(index):
             try:
-                values[row] = state_values(self.state.messages[number], state)
+                message = deserialize(self.state.messages[number], self.state.type_name)
+                values[row] = state_values(message, state)
             except ObservationInvalid as error:
                 raise EpisodeInvalid(f"{self._file.path}: message {number}: {error}") from error
         if not np.isfinite(values).all():
@@ -110,18 +109,17 @@ class EpisodeInputs:
             )
         summary = self._file.summary
         stamps: list[int] = []
-        messages: list[Any] = []
-        for stamp_ns, message in in_order(found.decoded(), message_stamp_ns, f"{self._file.path}: {what}"):
+        messages: list[bytes | memoryview] = []
+        for stamp_ns, raw in in_order(found.stamped(), f"{self._file.path}: {what}"):
             if summary.start_ns <= stamp_ns <= summary.stamp_ns:
                 stamps.append(stamp_ns)
-                messages.append(message)
+                messages.append(raw.data)
         if not stamps:
             raise EpisodeInvalid(
-                f"{self._file.path}: expected {what} between the episode's start {summary.start_ns} ns and "
-                f"end "
-                f"{summary.stamp_ns} ns, found none of {len(found.messages)} messages there"
+                f"{self._file.path}: expected {what} between the episode's start at {summary.start_ns} ns "
+                f"and its end at {summary.stamp_ns} ns, found none of {len(found.messages)} messages there"
             )
-        return Stream(what, max_age_s, np.array(stamps, np.int64), messages)
+        return Stream(what, type_name, max_age_s, np.array(stamps, np.int64), messages)
 
     def _observation_stamps(self) -> Stamps:
         if not self.cameras:
@@ -132,43 +130,32 @@ class EpisodeInputs:
         return stamps[stamps >= first]
 
     def _index(self, stream: Stream, stamps: Stamps) -> Stamps:
-        index = np.maximum(
-            stream.newest(stamps), 0
-        )  # The first state may be a little younger than the image.
+        # The first state may be a little younger than the first image.
+        index = np.maximum(stream.newest(stamps), 0)
         ages = np.abs(stamps - stream.stamps[index]) / SECOND_NS
         if len(ages) and ages.max() > stream.max_age_s:
             row = int(ages.argmax())
             raise EpisodeInvalid(
                 f"{self._file.path}: expected {stream.what} at most {stream.max_age_s} s from the "
-                f"observation at "
-                f"{stamps[row]} ns (row {row} of {len(stamps)}), found {ages[row]:.3f} s: it stopped or "
-                f"was lost"
+                f"observation at {stamps[row]} ns (row {row} of {len(stamps)}), found {ages[row]:.3f} s: it "
+                "stopped or was lost"
             )
         return index
 
 
-def in_order(
-    messages: Iterator[tuple[RawMessage, Any]], stamp_of: Callable[[Any], int | None], where: str
-) -> Iterator[tuple[int, Any]]:
-    """Yields messages with their stamps, each stamp once.
-
-    Args:
-        messages: in the order of writing.
-        stamp_of: stamp of a message; where it gives None the log time counts.
-        where: names the source in errors.
+def in_order(messages: Iterator[tuple[int, RawMessage]], where: str) -> Iterator[tuple[int, RawMessage]]:
+    """Yields messages with their stamps, each stamp once; `where` names the source in errors.
 
     Raises:
         EpisodeInvalid: a stamp is older than the one before.
     """
     last: int | None = None
-    for raw, message in messages:
-        stamp_ns = stamp_of(message)
-        stamp_ns = raw.log_time_ns if stamp_ns is None else stamp_ns
+    for stamp_ns, raw in messages:
         if last is not None and stamp_ns < last:
             raise EpisodeInvalid(
-                f"{where}: expected stamps that rise, found {stamp_ns} ns after {last} ns: the clock was "
-                f"set back"
+                f"{where}: expected stamps that rise, found {stamp_ns} ns after {last} ns: the clock was set "
+                "back"
             )
         if stamp_ns != last:
-            yield stamp_ns, message
+            yield stamp_ns, raw
         last = stamp_ns

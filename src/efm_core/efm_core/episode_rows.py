@@ -67,10 +67,9 @@ def align(file: EpisodeFile, inputs: EpisodeInputs) -> EpisodeRows:
     """
     rows = EpisodeRows([], int(inputs.stamps[-1]))
     policy_steps = _policy_steps(file, inputs, rows)
-    commands = _commands(file)
     if policy_steps:
         rows.steps = _with_observations(file, inputs, policy_steps, rows)
-    elif commands:
+    elif commands := _commands(file):
         rows.steps = _external_steps(file, inputs, commands)
     elif file.summary.steps > 0 and STEP_TOPIC not in file.topics:
         raise EpisodeInvalid(
@@ -183,7 +182,8 @@ def _external_step(file: EpisodeFile, stamp_ns: int, message: Any | None) -> Ste
     values = np.full(size, np.nan, np.float32)
     if message is not None:
         try:
-            values = command_values(message, file.embodiment.action, 1 / file.embodiment.control_rate_hz)
+            period = 1 / file.embodiment.control_rate_hz
+            values = command_values(message, file.embodiment.action, period).astype(np.float32)
         except ObservationInvalid as error:
             raise EpisodeInvalid(f"{file.path}: {error}") from error
         if not np.isfinite(values).all():

@@ -35,10 +35,9 @@ from efm_core.errors import EpisodeDuplicate, EpisodeInvalid, SpoolFull
 from efm_core.files import disk_full_is_told, sync
 from efm_core.ids import check_name
 from efm_core.image import encode_image
-from efm_core.schemas import make_header, message_class, serialize, typestore
+from efm_core.schemas import IMAGE_TYPE, make_header, message_class, serialize, typestore
 from efm_core.summary import SUMMARY_TYPE, Summary
 
-IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
 _CHUNK_CHECKSUM_AT = (
     9 + 24
 )  # Offset of a chunk's CRC from the chunk record's start, see the MCAP specification.

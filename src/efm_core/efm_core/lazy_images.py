@@ -14,14 +14,15 @@ import numpy.typing as npt
 from efm_core.embodiment import Camera
 from efm_core.errors import EpisodeInvalid, ObservationInvalid
 from efm_core.image import decode_compressed, prepare_image
+from efm_core.schemas import IMAGE_TYPE, deserialize
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedFrames:
-    """The images of one camera: PNG or JPEG files, and which of them each row of the episode shows."""
+    """The images of one camera: CompressedImage messages in CDR, and which of them each row shows."""
 
     camera: Camera
-    files: list[npt.NDArray[np.uint8]]
+    messages: list[bytes | memoryview]
     index: npt.NDArray[np.int64]
 
 
@@ -61,8 +62,9 @@ class LazyImages(Mapping[str, npt.NDArray[np.uint8]]):
         wanted, inverse = np.unique(frames.index[rows], return_inverse=True)
         images = np.empty((len(wanted), height, width, 3), np.uint8)
         for place, number in enumerate(wanted):
+            message = deserialize(frames.messages[number], IMAGE_TYPE)
             try:
-                images[place] = prepare_image(decode_compressed(frames.files[number]), height, width)
+                images[place] = prepare_image(decode_compressed(message.data), height, width)
             except ObservationInvalid as error:
                 raise EpisodeInvalid(
                     f"{self._where}: image {number} of camera '{camera}': {error}"

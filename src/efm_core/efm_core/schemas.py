@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rosbags.typesys.store import Typestore
 from efm_core.errors import EpisodeInvalid, nearest
 
 SECOND_NS = 1_000_000_000
+IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"  # How every image is recorded.
 
 
 @functools.cache
@@ -64,6 +66,26 @@ def deserialize(data: bytes | memoryview, type_name: str) -> Any:
         return typestore().deserialize_cdr(data, type_name)
     except (SerdeError, IndexError, AssertionError) as error:
         raise EpisodeInvalid(f"expected a message of type {type_name}, found other bytes: {error}") from error
+
+
+@functools.cache
+def has_header(type_name: str) -> bool:
+    """Tells whether messages of a type begin with a std_msgs/Header."""
+    message_class(type_name)
+    _, fields = typestore().fielddefs[type_name]
+    return fields[0][0] == "header"
+
+
+def header_stamp_ns(data: bytes | memoryview) -> int:
+    """Returns the stamp of a message that begins with a header, from its CDR bytes alone [ns].
+
+    Raises:
+        EpisodeInvalid: the bytes are too few.
+    """
+    if len(data) < 12:
+        raise EpisodeInvalid(f"expected a message with a header, found {len(data)} bytes")
+    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    return int(seconds) * SECOND_NS + int(nanoseconds)
 
 
 def stamp_to_ns(stamp: Any) -> int:
