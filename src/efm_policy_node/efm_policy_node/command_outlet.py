@@ -61,7 +61,7 @@ class CommandOutlet:
         """
         if not self.moving:
             self._last = self._held = self._answered_ns = self._sent_ns = None
-            self._gate.reset(self._where_it_is())
+            self._gate.reset(hold_still_command(self._embodiment, None, self.state))
 
     def clock_went_back(self) -> None:
         """Forgets times and stamps of the clock before."""
@@ -134,12 +134,3 @@ class CommandOutlet:
         # Held outside its bounds, it counts from the last command.
         with contextlib.suppress(LimitExceeded):
             self._gate.reset(still)
-
-    def _where_it_is(self) -> np.ndarray | None:
-        """Returns where the robot is before the first command, as a command float [D]; None: unknown."""
-        if self._embodiment.action.hold_still == "zero":
-            return hold_still_command(self._embodiment, None, self.state)
-        indices = self._embodiment.measured_indices()
-        if self.state is None or None in indices:
-            return None
-        return np.array([self.state[index] for index in indices], np.float64)

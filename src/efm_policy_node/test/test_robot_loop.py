@@ -1,4 +1,4 @@
-"""The control loop without ROS: who decides, when commands leave, and that the robot is held still when in doubt."""
+"""The control loop without ROS: who decides, when commands leave, and when the robot is held still."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,352 @@
+"""The policy node: the newest observation and an instruction in, a safe command out, for one robot or many.
+
+It wires parameters, topics, actions and threads to plain objects: `RobotLoop` decides what happens to one
+robot, `BatchInference` infers for all, `ModelSwap` brings new models. Control runs in the pilot's thread; the
+executor has the rest: actions, people's topics, the watchdog's check, the model's status.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.publisher import Publisher
+
+from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.errors import BadRequest, EfmError, Reason
+from efm_msgs.action import Act
+from efm_msgs.msg import ModelInfo, ModelStatus
+from efm_policy_node.act_server import ActServer
+from efm_policy_node.commanders import Rivals
+from efm_policy_node.diagnosis import diagnose_robot
+from efm_policy_node.inference import BatchInference, Pilot
+from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, Job, LoopSettings
+from efm_policy_node.model_swap import ModelSwap, Offer, Report, State
+from efm_policy_node.onnx_policy import OnnxPolicy, load_policy
+from efm_policy_node.parameters import PolicyParameters
+from efm_policy_node.robot_io import RobotIo
+from efm_ros.conversion import stamp_to_ns
+from efm_ros.intake import Intake
+from efm_ros.lifecycle import OK, WARN, EfmLifecycleNode
+from efm_ros.names import in_robot
+from efm_ros.qos import LATCHED, MODELS
+from efm_ros.transfer import BundleFetcher
+
+# The watchdog looks four times within a control period, but not more often than it costs nothing [s].
+CHECKS_PER_PERIOD = 4
+SHORTEST_CHECK_S = 0.005
+LONGEST_CHECK_S = 0.1
+GREATEST_SEED = 2**63 - 1
+
+
+class _Robot:
+    """One robot's parts."""
+
+    def __init__(self, io: RobotIo, status: Publisher) -> None:
+        self.io = io
+        self.status = status
+        self.server: ActServer | None = None
+        self.report: Report | None = None  # Of the bundle that waits for this robot's act to end.
+
+
+class PolicyNode(EfmLifecycleNode):
+    """See the description of the file."""
+
+    Parameters = PolicyParameters
+    parameters: PolicyParameters
+
+    def __init__(self, **options: Any) -> None:
+        """Declares the parameters."""
+        super().__init__("policy", **options)
+        self._embodiment: Embodiment | None = None
+        self._robots: list[_Robot] = []
+        self._intake: Intake | None = None
+        self._pilot: Pilot | None = None
+        self._models: ModelSwap | None = None
+        self._fetcher: BundleFetcher | None = None
+        self._inference = BatchInference(self._unusable)
+        self._rng = np.random.default_rng(self.parameters.seed or None)
+        self._owned: list[tuple[Callable[[Any], Any], Any]] = []
+
+    # Lifecycle
+    # --------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Loads embodiment and model, and opens topics and actions; nothing is commanded yet."""
+        settings = self.parameters
+        self._embodiment = embodiment = load_embodiment(settings.embodiment)
+        period_s = 1.0 / embodiment.control_rate_hz
+        check_s = min(max(period_s / CHECKS_PER_PERIOD, SHORTEST_CHECK_S), LONGEST_CHECK_S)
+        if settings.infer_ahead >= max(embodiment.action.chunk, 2):
+            raise BadRequest(
+                f"infer_ahead {settings.infer_ahead}: expected less than the chunk of "
+                f"{embodiment.action.chunk} actions of embodiment '{embodiment.name}'"
+            )
+        self._models = ModelSwap(embodiment, self, settings.keep_bundles)
+        self._fetcher = BundleFetcher(self, settings.bundle_folder, settings.learner)
+        self._intake = Intake(self)
+        dry_run = embodiment.dry_run if settings.dry_run is None else settings.dry_run
+        loop = LoopSettings(
+            lockstep=settings.lockstep,
+            stage=settings.stage,  # type: ignore[arg-type]
+            blend=settings.blend,
+            dry_run=dry_run,
+            infer_ahead=settings.infer_ahead,
+            stale_end_s=settings.stale_end,
+            human_timeout_s=settings.human_timeout,
+            release_ramp_s=settings.release_ramp,
+            check_period_s=check_s,
+        )
+        for name in settings.robots:
+            self._add_robot(name, embodiment, loop)
+        self._models.open(Path(settings.bundle).expanduser() if settings.bundle else None)
+        simulated = self.get_parameter("use_sim_time").value
+        self._pilot = Pilot(
+            self._intake,
+            [robot.io.loop for robot in self._robots],
+            self._inference,
+            self.fail,
+            None if settings.lockstep or simulated else period_s,
+            apart=settings.infer_ahead > 0,
+        )
+        self._pilot.open()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._own(self.destroy_timer, self.create_timer(check_s, self._check, clock=steady))
+        self._own(self.destroy_timer, self.create_timer(1.0, self._look_for_rivals, clock=steady))
+        if simulated and not settings.lockstep:
+            self._own(self.destroy_timer, self.create_timer(period_s, self._tick))
+        if settings.follow_models and settings.learner:
+            topic = f"{settings.learner.rstrip('/')}/models"
+            follow = self.create_subscription(ModelInfo, topic, self._announced, MODELS)
+            self._own(self.destroy_subscription, follow)
+        if dry_run:
+            self.get_logger().warning("dry run: commands are decided and recorded, but not sent")
+
+    def start(self) -> None:
+        """Lets acts begin."""
+        for robot in self._robots:
+            robot.io.loop.enable()
+        current = self._models.current if self._models is not None else None
+        if current is not None:
+            self.report(Report(current.id, State.READY))
+
+    def stop(self) -> None:
+        """Ends the acts, holds the robots still, and tells how the rhythm was."""
+        for robot in self._robots:
+            robot.io.loop.disable()
+            cadence = robot.io.loop.status().cadence
+            if cadence.cycles:
+                self.get_logger().info(f"cadence of {robot.io.label or 'the robot'}: {cadence}")
+
+    def release(self) -> None:
+        """Ends the threads and closes what was opened; after a half-done `acquire` too."""
+        if self._fetcher is not None:
+            self._fetcher.stop()
+        if self._models is not None:
+            self._models.close()
+        if self._pilot is not None:
+            self._pilot.close()
+        for destroy, thing in self._owned:
+            destroy(thing)
+        for robot in self._robots:
+            if robot.server is not None:
+                robot.server.destroy()
+            robot.io.close()
+            self.destroy_publisher(robot.status)
+        if self._intake is not None:
+            self._intake.close()
+        if self._fetcher is not None:
+            self._fetcher.destroy()
+        self._owned.clear()
+        self._robots.clear()
+        self._fetcher = self._models = self._pilot = self._intake = None
+
+    def parameters_changed(self, parameters: PolicyParameters) -> None:
+        """Swaps in the bundle that was set."""
+        current = self._models.current if self._models is not None else None
+        path = Path(parameters.bundle).expanduser()
+        if (
+            self._models is not None
+            and parameters.bundle
+            and (current is None or current.bundle.path != path)
+        ):
+            self._models.offer(Offer(path.name, path=path))
+
+    def update_diagnostics(self) -> None:
+        """Tells how every robot and the model are."""
+        if self._embodiment is None:
+            return
+        for robot in self._robots:
+            diagnose_robot(self, robot.io, self._embodiment, self._rivals(robot.io).names)
+        current = self._models.current if self._models is not None else None
+        refusal = self._models.refusal if self._models is not None else None
+        self.diagnose(
+            "model",
+            OK if current is not None else WARN,
+            "ready" if current is not None else self._why_no_model(),
+            bundle_id=current.id if current is not None else "",
+            version=current.version if current is not None else "",
+            provider=current.provider if current is not None else "",
+            refused=f"{refusal.bundle_id}: {refusal.message}" if refusal is not None else "",
+            batches=self._inference.batches,
+            observations=self._inference.observations,
+        )
+
+    # Acts
+    # --------------------------------------------------------------------------------------------------
+
+    def _add_robot(self, name: str, embodiment: Embodiment, loop: LoopSettings) -> None:
+        assert self._intake is not None
+        status = self.create_publisher(ModelStatus, in_robot(name, "model_status"), LATCHED)
+        io = RobotIo(
+            self, name, embodiment, loop, self._intake, self._request, partial(self._ended, len(self._robots))
+        )
+        robot = _Robot(io, status)
+        self._robots.append(robot)
+        robot.server = ActServer(
+            self, in_robot(name, "policy/act"), io.loop, self._prepare, partial(self._rivals, io)
+        )
+
+    def _prepare(self, request: Act.Goal) -> tuple[ActGoal, OnnxPolicy]:
+        """Fills in the defaults of a goal and takes the newest model."""
+        if not self.is_active:
+            raise ActRefused(Reason.NOT_ACTIVE, "expected an active node; activate it first")
+        if not np.isfinite(request.temperature):
+            raise BadRequest(f"temperature: expected a finite number, found {request.temperature}")
+        policy = self._models.current if self._models is not None else None
+        if policy is None:
+            refusal = self._models.refusal if self._models is not None else None
+            raise ActRefused(
+                refusal.reason if refusal is not None else Reason.BUNDLE_UNKNOWN, self._why_no_model()
+            )
+        goal = ActGoal(
+            episode_id=request.episode_id,
+            instruction=request.instruction,
+            start_ns=stamp_to_ns(request.start),
+            temperature=max(0.0, request.temperature or self.parameters.temperature),
+            seed=request.seed or int(self._rng.integers(1, GREATEST_SEED)),
+            max_steps=request.max_steps,
+        )
+        return goal, policy
+
+    def _why_no_model(self) -> str:
+        refusal = self._models.refusal if self._models is not None else None
+        if refusal is not None:
+            return f"no bundle to act with; the last one was refused: {refusal.message}"
+        topic = f"{self.parameters.learner.rstrip('/')}/models"
+        return f"no bundle to act with yet; waiting for one on '{topic}', or set the parameter bundle"
+
+    def _request(self, job: Job) -> None:
+        self._inference.add(job)
+        if self._pilot is not None:
+            self._pilot.wake()
+
+    def _ended(self, index: int, ending: Ending) -> None:
+        robot = self._robots[index]
+        if robot.server is not None:
+            robot.server.ended(ending)
+        models = self._models
+        policy = models.current if models is not None else None
+        in_order = ending.reason in (Reason.OK, Reason.CANCELLED) and ending.steps > 0
+        if models is not None and policy is not None and policy.id == ending.bundle_id and in_order:
+            models.proved(policy)
+        self._activate(robot)
+
+    def _rivals(self, io: RobotIo) -> Rivals:
+        """Looks for other commanders; beside a shadow there is one on purpose."""
+        if self.parameters.allow_second_commander or self.parameters.stage == "shadow":
+            return Rivals((), False)
+        return io.rivals(self.parameters.known_commanders)
+
+    def _look_for_rivals(self) -> None:
+        """Stops acting where another commander has turned up: two of them would fight over the robot."""
+        for robot in self._robots:
+            if robot.io.loop.status().acting and (names := self._rivals(robot.io).names):
+                robot.io.loop.cancel(
+                    Reason.BUSY, f"another commander turned up on the command topic: {', '.join(names)}"
+                )
+
+    def _check(self) -> None:
+        for robot in self._robots:
+            robot.io.loop.check()
+
+    def _tick(self) -> None:
+        for robot in self._robots:
+            robot.io.loop.tick()
+
+    # Models; the functions without underscore are the swap's `Workshop`
+    # --------------------------------------------------------------------------------------------------
+
+    def _announced(self, message: ModelInfo) -> None:
+        if message.kind in (ModelInfo.KIND_POLICY, ModelInfo.KIND_BOTH) and self._models is not None:
+            offer = Offer(
+                message.bundle_id, message.embodiment_digest, message.archive_size, message.archive_sha256
+            )
+            self._models.offer(offer)
+
+    def _unusable(self, policy: OnnxPolicy, error: EfmError) -> None:
+        if self._models is not None:
+            self._models.failed(policy, error)
+
+    def fetch(self, offer: Offer) -> Path:
+        """Fetches a bundle from the learner."""
+        if self._fetcher is None:
+            raise BadRequest("the node is shutting down")
+        return self._fetcher.fetch(offer.bundle_id, offer.archive_size, offer.archive_sha256)
+
+    def load(self, path: Path) -> OnnxPolicy:
+        """Loads and warms up a bundle."""
+        assert self._embodiment is not None
+        began = time.monotonic()
+        policy = load_policy(
+            path, self._embodiment, len(self._robots), self.parameters.provider, self.parameters.threads
+        )
+        self.get_logger().info(
+            f"bundle {policy.id} (version {policy.version}) is ready on {policy.provider} after "
+            f"{time.monotonic() - began:.2f} s"
+        )
+        return policy
+
+    def report(self, report: Report) -> None:
+        """Tells every robot's listeners; a bundle that is ready is active where no act runs."""
+        if report.state is State.REFUSED:
+            self.get_logger().error(
+                f"bundle {report.bundle_id} refused ({report.reason.name}): {report.message}"
+            )
+        for robot in self._robots:
+            if report.state is not State.READY:
+                self._publish_status(robot, report, report.state)
+                continue
+            robot.report = report
+            if robot.io.loop.status().acting:
+                self._publish_status(robot, report, State.READY)
+            else:
+                self._activate(robot)
+
+    def _activate(self, robot: _Robot) -> None:
+        """Tells that the newest bundle acts from now on, where that was not told yet."""
+        report, robot.report = robot.report, None
+        if report is not None:
+            self._publish_status(robot, report, State.ACTIVE)
+
+    def _publish_status(self, robot: _Robot, report: Report, state: State) -> None:
+        message = ModelStatus(
+            robot=robot.io.label,
+            node=self.get_name(),
+            bundle_id=report.bundle_id,
+            state=int(state),
+            reason=int(report.reason),
+            stall=report.stall_s if state is State.ACTIVE else float("nan"),
+            message=report.message,
+        )
+        message.header.stamp = self.get_clock().now().to_msg()
+        robot.status.publish(message)
+
+    def _own(self, destroy: Callable[[Any], Any], thing: Any) -> None:
+        self._owned.append((destroy, thing))
