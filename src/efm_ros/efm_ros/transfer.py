@@ -258,7 +258,14 @@ class BundleFetcher:
         self._stopped = threading.Event()
         self._asker = Asker(node, GetBundle, f"{learner.rstrip('/')}/get_bundle", self._stopped)
 
-    def fetch(self, bundle_id: str, size: int, sha256: str, deadline_s: float = 600.0) -> Path:
+    def fetch(
+        self,
+        bundle_id: str,
+        size: int,
+        sha256: str,
+        deadline_s: float = 600.0,
+        is_outdated: Callable[[], bool] = lambda: False,
+    ) -> Path:
         """Fetches one bundle, from where an earlier attempt was cut.
 
         Args:
@@ -266,12 +273,13 @@ class BundleFetcher:
             size: Size of its archive in bytes, as announced.
             sha256: SHA-256 of its archive, as announced.
             deadline_s: Longest time in all, pauses included (steady clock).
+            is_outdated: Looked at between attempts; True gives up, since another bundle is wanted by now.
 
         Returns:
             The bundle's folder; `efm_core.bundle.load_bundle` checks what is in it.
 
         Raises:
-            WaitTimeout: The deadline passed, or `stop` was called.
+            WaitTimeout: The deadline passed, `stop` was called, or the bundle is outdated.
             BundleUnknown: The learner does not have it.
             TransferCorrupt: Its bytes are not the announced ones, again and again.
             SpoolFull: The disk is full.
@@ -288,7 +296,7 @@ class BundleFetcher:
                 if corrupt > RESTARTS:
                     raise
             except WaitTimeout as error:
-                if self._stopped.is_set() or time.monotonic() > deadline:
+                if self._stopped.is_set() or is_outdated() or time.monotonic() > deadline:
                     raise WaitTimeout(f"bundle {bundle_id} was not fetched: {error}") from error
             self._stopped.wait(min(self._back_off.pause(), max(0.0, deadline - time.monotonic())))
         return final
