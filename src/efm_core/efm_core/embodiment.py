@@ -80,10 +80,7 @@ class Embodiment:
         faults: list[Fault] = []
         values = read_values(Embodiment, to_plain(self), "", faults)
         if not faults:
-            for (
-                name,
-                value,
-            ) in values.items():  # Whole numbers become floats, lists tuples: equal is identical.
+            for name, value in values.items():  # With whole numbers made floats, and lists tuples.
                 object.__setattr__(self, name, value)
             faults += self.contradictions()
         _raise_if_any(faults, source or f"embodiment '{self.name}'")
@@ -134,11 +131,6 @@ class Embodiment:
         """D, the length of the action vector."""
         return len(self.action.dimensions)
 
-    @property
-    def control_period(self) -> float:
-        """Seconds between two control steps."""
-        return 1.0 / self.control_rate_hz
-
     def camera(self, name: str) -> Camera:
         """Returns the camera of that name.
 
@@ -170,10 +162,9 @@ class Embodiment:
         topics += [("action.topic", self.action.topic)]
         first: dict[str, str] = {}
         for key, topic in topics:
-            if first.setdefault(topic.lstrip("~/"), key) != key:
-                yield Fault(
-                    key, f"expected a topic of its own, found that of {first[topic.lstrip('~/')]}: {topic}"
-                )
+            owner = first.setdefault(topic.lstrip("~/"), key)
+            if owner != key:
+                yield Fault(key, f"expected a topic of its own, found that of {owner}: {topic}")
         if self.action.hold_still == "measured":
             for dimension, index in zip(self.action.dimensions, self.measured_indices(), strict=True):
                 if index is None and not dimension.gripper:
@@ -189,9 +180,8 @@ class Embodiment:
         for index, point in enumerate(self.reset.points):
             key = f"reset.points[{index}]"
             if len(point) != self.action_size:
-                yield Fault(
-                    key, f"expected {self.action_size} numbers, one per action dimension, found {len(point)}"
-                )
+                text = f"expected {self.action_size} numbers, one per action dimension, found {len(point)}"
+                yield Fault(key, text)
                 continue
             for value, dimension in zip(point, self.action.dimensions, strict=True):
                 if not dimension.low <= value <= dimension.high:
@@ -231,9 +221,7 @@ def _find(name: str) -> Path:
     folders = embodiment_folders()
     files = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
     if name not in files:
-        places = (
-            ", ".join(map(str, folders)) or "no folder config/embodiments exists: is efm_bringup installed?"
-        )
+        places = ", ".join(map(str, folders)) or "no folder config/embodiments: is efm_bringup installed?"
         raise EmbodimentInvalid(
             f"no embodiment '{name}'{nearest(name, files)}; there are {sorted(files)} (looked in {places})"
         )
@@ -247,9 +235,7 @@ def _only(record: Any, *names: str) -> dict[str, Any]:
 def _raise_if_any(faults: list[Fault], where: str) -> None:
     if not faults:
         return
-    lines = [
-        f"{where}:{fault.key}: {fault.text}" if fault.key else f"{where}: {fault.text}" for fault in faults
-    ]
+    lines = [":".join(filter(None, (where, fault.key))) + f": {fault.text}" for fault in faults]
     heading = [] if len(lines) == 1 else [f"{where}: {len(lines)} faults"]
     ending = [f"and {len(lines) - FAULTS_SHOWN} more"] if len(lines) > FAULTS_SHOWN else []
     raise EmbodimentInvalid("\n  ".join(heading + lines[:FAULTS_SHOWN] + ending))

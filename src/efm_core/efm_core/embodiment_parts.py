@@ -46,7 +46,8 @@ class Camera:
         name: part of the model's input name `observation.images.<name>`.
         topic: base name of the image topic, without "/compressed".
         transport: raw (sensor_msgs/Image on `topic`) or compressed (CompressedImage on `<topic>/compressed`).
-        width: of the image given to the model [px]. height: likewise.
+        width: of the image given to the model [px].
+        height: likewise.
         frames: T, images at successive control ticks given to the model, the newest last.
         max_age_s: an image older than this is no observation [s].
     """
@@ -82,7 +83,8 @@ class StateEntry:
     Attributes:
         name: what it is called in models and datasets.
         unit: one of Unit.
-        low: value that the model takes as -1. high: value that it takes as +1. Values beyond are allowed.
+        low: value that the model takes as -1.
+        high: value that the model takes as +1. Values beyond are allowed.
         joint: name in sensor_msgs/JointState; None: `name`. Joints are found by name, never by index.
         field: which of the joint's numbers it is.
     """
@@ -196,9 +198,7 @@ class Action:
         yield from self._hold_still_faults()
         if self.interface == "twist_stamped":
             if not self.frame_id:
-                yield Fault(
-                    "frame_id", "expected a frame such as base_link for twist_stamped, found an empty text"
-                )
+                yield Fault("frame_id", "expected a frame such as base_link for twist_stamped, found none")
             for index, dimension in enumerate(self.dimensions):
                 if dimension.name not in TWIST_AXES:
                     near = nearest(dimension.name, TWIST_AXES)
@@ -210,16 +210,18 @@ class Action:
         if self.interface == "twist_stamped" and self.hold_still != "zero":
             yield Fault("hold_still", f"expected zero for velocities, found the text '{self.hold_still}'")
         if self.interface in ("joint_trajectory", "follow_joint_trajectory") and self.hold_still == "zero":
-            yield Fault(
-                "hold_still", "expected measured or last for joint positions, found zero, a pose to go to"
-            )
-        elif self.hold_still == "zero":
-            for index, dimension in enumerate(self.dimensions):
-                if not dimension.gripper and not dimension.low <= 0 <= dimension.high:
-                    text = (
-                        f"expected bounds with 0 between them, as hold_still is zero; found {dimension.low:g}"
-                    )
-                    yield Fault(f"dimensions[{index}].low", f"{text} .. {dimension.high:g}")
+            text = "expected measured or last for joint positions, found zero, a pose to go to"
+            yield Fault("hold_still", text)
+        for index, dimension in enumerate(self.dimensions):
+            if dimension.gripper:
+                continue
+            if self.hold_still == "zero" and not dimension.low <= 0 <= dimension.high:
+                bounds = f"{dimension.low:g} .. {dimension.high:g}"
+                text = f"expected bounds with 0 between them, as hold_still is zero; found {bounds}"
+                yield Fault(f"dimensions[{index}].low", text)
+            if self.hold_still != "zero" and "/s" in dimension.unit:
+                text = f"expected zero, as '{dimension.name}' is in {dimension.unit}; found the text"
+                yield Fault("hold_still", f"{text} '{self.hold_still}', with which it would go on moving")
 
 
 @dataclass(frozen=True)

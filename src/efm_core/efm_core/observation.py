@@ -4,10 +4,9 @@ Inputs come in any order and at any rate. At a control tick `ready` gives one ob
 `why_not_ready` names the input that is missing or too old.
 
 The rule that makes an observation can be repeated from stamps alone: of every camera the newest image; the
-stamp of the observation is that of the newest of these images; the state is the newest that is not
-younger than the stamp. A new state without a new image makes no new observation. Stamps are those of
-the sensors, not of the arrival, in nanoseconds on the robot's clock. Decoding, ROS and threads are the
-caller's business.
+stamp of the observation is that of the newest of these images; the state is the newest of that stamp or
+before. A new state without a new image makes no new observation. Stamps are those of the sensors, not of the
+arrival, in nanoseconds on the robot's clock. Decoding, ROS and threads are the caller's business.
 """
 
 from __future__ import annotations
@@ -184,9 +183,8 @@ class ObservationAssembler:
         if state is not None and not self._states:
             reasons.append(f"no state on '{state.topic}'")
         if reasons:
-            since = (
-                "" if self._not_before_ns is None else f" since the start at {_seconds(self._not_before_ns)}"
-            )
+            start_ns = self._not_before_ns
+            since = "" if start_ns is None else f" since the start at {_seconds(start_ns)}"
             return "; ".join(reasons) + since
         stamp_ns = self._newest_ns()
         assert stamp_ns is not None
@@ -234,7 +232,7 @@ class ObservationAssembler:
         return self._states[-1][0] if self._states else None
 
     def _state_at(self, stamp_ns: int) -> tuple[int, npt.NDArray[np.float32]]:
-        """Returns the newest state that is not younger than `stamp_ns`; the oldest where all are younger."""
+        """Returns the newest state of `stamp_ns` or before; the oldest where there is none."""
         for entry in reversed(self._states):
             if entry[0] <= stamp_ns:
                 return entry

@@ -2,8 +2,8 @@
 
 What the graph takes and gives is compared with the bundle's embodiment when it is loaded, and every output is
 checked to be finite: a model that passes here can be trusted to have the right shapes, not to be any good.
-    One path serves CPU and GPU. Sampling, bins and rewards are elsewhere; onnxruntime is imported when a
-    model is made.
+One path serves CPU and GPU. Sampling, bins and rewards are elsewhere; onnxruntime is imported when a model is
+made.
 """
 
 from __future__ import annotations
@@ -158,6 +158,10 @@ class OnnxModel:
             raise ObservationInvalid(
                 f"observation {row} of the batch: expected '{name}' of {expected.dtype} "
                 f"{list(expected.shape)}, found {found}"
+            )
+        if name == STATE_INPUT and not np.isfinite(value).all():
+            raise ObservationInvalid(
+                f"observation {row} of the batch: '{name}' is not finite: {value.tolist()}"
             )
         return value
 

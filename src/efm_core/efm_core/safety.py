@@ -210,12 +210,8 @@ class Watchdog:
 
         When the clock was set back, the silence counts from the new time.
         """
-        return not self.silence(now_s) <= self.limit_s
-
-    def silence(self, now_s: float) -> float:
-        """Returns the seconds since the last input; infinite before the first."""
         if self._fed_s is None:
-            return math.inf
+            return True
         if now_s < self._fed_s:
             self._fed_s = now_s
-        return now_s - self._fed_s
+        return not now_s - self._fed_s <= self.limit_s  # Also true of NaN.

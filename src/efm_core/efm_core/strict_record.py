@@ -131,11 +131,7 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: expected a YAML file of at most {MAX_FILE_BYTES} bytes, found more")
     try:
         return yaml.load(data.decode("utf-8"), Loader=_UniqueKeyLoader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: also a date such as 2026-99-99.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date.
         raise ValueError(f"{path}: expected YAML in UTF-8, found: {error}") from error
 
 

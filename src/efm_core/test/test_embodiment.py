@@ -121,6 +121,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"action__hold_still": "measured"}, "action.hold_still: measured needs the position of 'dx'"),
     ({**TWIST, "action__frame_id": ""}, "action.frame_id: expected a frame such as base_link"),
+    (
+        {"action__hold_still": "last", "action__dimensions__0__unit": "m/s"},
+        "action.hold_still: expected zero, as 'dx' is in m/s; found the text 'last', with which",
+    ),
     ({**TWIST, "action__hold_still": "last"}, "action.hold_still: expected zero for velocities"),
     ({**TWIST, "action__dimensions__0__name": "lin.x"}, "found the text 'lin.x', did you mean 'linear.x'?"),
     ({"steps_to_go__bins": 1}, "steps_to_go.bins: expected a whole number >= 2"),
@@ -168,7 +172,7 @@ def test_all_faults_are_reported_at_once():
 def test_a_robot_is_read_as_it_is_written():
     robot = table_robot()
     assert (robot.name, robot.control_rate_hz, robot.max_steps, robot.dry_run) == ("table", 10.0, 200, False)
-    assert (robot.state_size, robot.action_size, robot.control_period) == (2, 2, 0.1)
+    assert (robot.state_size, robot.action_size) == (2, 2)
     assert robot.camera("top").frames == 2
     assert robot.action.dimensions[0].max_rate == math.inf
     assert robot.action.dimensions[1].gripper

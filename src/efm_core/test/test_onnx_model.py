@@ -272,6 +272,7 @@ def test_a_graph_that_forgets_robots_is_refused(tmp_path):
     ("changes", "message"),
     [
         ({"images": {}}, "observation 1 of the batch: expected 'observation.images.top', found none"),
+        ({"state": np.full(2, np.nan, np.float32)}, r"'observation.state' is not finite: \[nan, nan\]"),
         ({"state": None}, "observation 1 of the batch: expected 'observation.state', found none"),
         ({"state": np.zeros(3, np.float32)}, r"of float32 \[2\], found float32 \[3\]"),
         ({"state": np.zeros(2)}, r"of float32 \[2\], found float64 \[2\]"),
