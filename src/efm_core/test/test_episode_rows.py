@@ -250,8 +250,9 @@ def _trajectory(stamp_ns: int) -> bytes:
 
 @pytest.mark.parametrize("interface", ["twist_stamped", "joint_trajectory"])
 def test_other_interfaces_are_read_by_name(tmp_path: Path, interface: str) -> None:
+    unit = "m/s" if interface == "twist_stamped" else "rad"
     dimensions = [
-        {"name": name, "low": -9, "high": 9, "bins": 3, "unit": "m/s", "max_rate": "inf"}
+        {"name": name, "low": -9, "high": 9, "bins": 3, "unit": unit, "max_rate": "inf"}
         for name in ("linear.y", "angular.z")
     ]
     action: dict[str, Any] = {"interface": interface, "topic": "/commands", "dimensions": dimensions}
