@@ -48,7 +48,7 @@ class EpisodeParameters(NodeParameters):
     )
     reset: str = param(
         "",
-        description="How scenes are reset: service, person, trajectory, policy, none. Empty: as the embodiment.",
+        description="How scenes are reset: service, person, trajectory, policy, none. Empty: embodiment's.",
     )
     reset_instruction: str = param("", description="What the policy is asked for by reset 'policy'.")
     reset_timeout_s: float = param(30.0, low=0.1, unit="s", description="Longest reset by a machine.")

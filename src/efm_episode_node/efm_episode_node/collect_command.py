@@ -1,0 +1,135 @@
+"""`efm collect`: asks robots for episodes and shows the progress.
+
+    efm collect --world table --episodes 100          # starts a simulated stack for it
+    efm collect --episodes 100 --actor teleop         # uses the robots that are there
+
+Left out: the episodes themselves; they lie in the spool of each robot, and `efm episodes list SPOOL` shows
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from efm_core.summary import Mode, Outcome, Summary
+from efm_episode_node.fleet_client import FleetClient, Listener, Wish
+
+STOP_S = 15.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 0 when all episodes were recorded."""
+    options = parse(argv)
+    with started_stack(options.world, options.robots, options.spool, options.world_options) as robots:
+        return collect(options, robots)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="efm collect", description="Runs episodes and shows their progress."
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=100, help="number of episodes of all robots together (100)"
+    )
+    parser.add_argument("--mode", choices=("collect", "practice"), default="collect")
+    parser.add_argument(
+        "--actor", default="", help="expert, teleop, external or policy (default: the node's)"
+    )
+    parser.add_argument(
+        "--robots", default="", help="names with commas between (default: all that are there)"
+    )
+    parser.add_argument("--instruction", action="append", default=[], help="to draw from; may be repeated")
+    parser.add_argument("--max-steps", type=int, default=0, help="greatest length of an episode")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; 0: drawn")
+    parser.add_argument(
+        "--world", default="", help="start a simulated stack with this world for the collection"
+    )
+    parser.add_argument("--world-options", default="{}", help="options of that world as JSON")
+    parser.add_argument("--spool", type=Path, default=Path("spool"), help="where that stack records (spool/)")
+    options = parser.parse_args(argv)
+    if options.episodes < 1:
+        parser.error(f"--episodes: expected 1 or more, found {options.episodes}")
+    return options
+
+
+def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
+    """Runs the episodes on robots that are there."""
+    outcomes: Counter[Outcome] = Counter()
+    steps = 0
+    lock = threading.Lock()
+    began = time.monotonic()
+    with (
+        FleetClient("efm_collect") as fleet,
+        tqdm(total=options.episodes, unit="episode", file=sys.stdout, mininterval=0.5) as bar,
+    ):
+
+        def episode(robot: str, summary: Summary) -> None:
+            nonlocal steps
+            with lock:
+                outcomes[summary.outcome] += 1
+                steps += summary.steps
+                rate = steps / max(time.monotonic() - began, 1e-9)
+                bar.set_postfix_str(
+                    f"{outcomes[Outcome.SUCCESS]} successful, {rate:.0f} steps/s", refresh=False
+                )
+                bar.update()
+
+        def words(robot: str, text: str) -> None:
+            bar.write(f"{robot or 'robot'}: {text}", file=sys.stdout)
+
+        names = fleet.robots(robots, deadline_s=30.0)
+        wish = Wish(
+            mode=int(Mode[options.mode.upper()]),
+            episodes=options.episodes,
+            instructions=tuple(options.instruction),
+            max_steps=options.max_steps,
+            seed=options.seed,
+            actor=options.actor,
+        )
+        errors = fleet.run(names, wish, Listener(episode, words))
+    number = sum(outcomes.values())
+    print(
+        f"{number} episodes of {', '.join(name or 'the robot' for name in names)}: "
+        f"{outcomes[Outcome.SUCCESS]} successful, {outcomes[Outcome.FAILURE]} failed, {steps} steps in {time.monotonic() - began:.1f} s"
+    )
+    for error in errors:
+        print(f"efm collect: {error}", file=sys.stderr)
+    return 0 if number >= options.episodes and not errors else 1
+
+
+@contextlib.contextmanager
+def started_stack(world: str, robots: str, spool: Path, world_options: str) -> Iterator[list[str]]:
+    """Runs `efm up collect` around a block where a world is named; gives the names of the robots wanted."""
+    names = [name.strip().strip("/") for name in robots.split(",") if name.strip()]
+    if not world:
+        yield names
+        return
+    names = names or ["robot_1"]
+    command = [sys.executable, "-m", "efm_bringup.efm", "up", "collect", f"world:={world}"]
+    command += [f"robots:={','.join(names)}", f"spool:={spool}", f"world_options:={world_options}"]
+    # A session of its own: Ctrl+C reaches this command, which then stops the stack in order.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield names
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,315 @@
+"""`efm evaluate`: measures running policies against the world's own truth, on fixed seeds.
+
+    efm evaluate --episodes 50 --out runs/evaluation
+
+Every robot runs its share in mode EVALUATE; nobody learns from it. What the success detector said is printed
+beside what the simulator knows: true success, false success (detected, but not true) and missed success
+(true, but not detected), with Wilson 95 % intervals. Truth counts when it held at any observation until the
+episode ended. On real robots nobody knows the truth, and only the detector is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from efm_core.errors import BadRequest
+from efm_core.statistics import wilson_interval
+from efm_core.summary import Mode, Outcome, Summary
+from efm_episode_node.fleet_client import FleetClient, Listener, Wish
+from efm_msgs.msg import GroundTruth
+from efm_ros.conversion import stamp_to_ns
+from efm_ros.intake import Intake
+from efm_ros.qos import EVENTS, deep
+
+# Fixed, and far from the seeds that anybody would collect demonstrations with.
+FIRST_SEED = 900_001
+LEAST_EPISODES = 50
+COLUMNS = (
+    "episode",
+    "seed",
+    "instruction",
+    "true_success",
+    "detected",
+    "false",
+    "missed",
+    "steps",
+    "seconds",
+)
+TRUTH_WAIT_S = 5.0
+TRUTH_KEPT = 20_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated episode.
+
+    Attributes:
+        true_success: None where nobody knows the truth.
+        detected: None where the truth ended the episode, so that the detector had no say.
+        seconds: On the robot's clock.
+        end: Name of the end reason.
+        Others: As in EpisodeSummary.
+    """
+
+    episode: str
+    robot: str
+    seed: int
+    instruction: str
+    true_success: bool | None
+    detected: bool | None
+    steps: int
+    seconds: float
+    end: str
+
+    @property
+    def false(self) -> bool | None:
+        """Detected, but not true."""
+        return None if None in (self.true_success, self.detected) else self.detected and not self.true_success
+
+    @property
+    def missed(self) -> bool | None:
+        """True, but not detected."""
+        return None if None in (self.true_success, self.detected) else self.true_success and not self.detected
+
+
+class TruthBook:
+    """What the simulator said about the newest observations of one robot."""
+
+    def __init__(self) -> None:
+        """Begins empty."""
+        self._changed = threading.Condition()
+        self._success: dict[int, bool] = {}
+
+    def add(self, message: GroundTruth) -> None:
+        """Takes a message."""
+        with self._changed:
+            self._success[stamp_to_ns(message.header.stamp)] = message.success
+            while len(self._success) > TRUTH_KEPT:
+                del self._success[next(iter(self._success))]
+            self._changed.notify_all()
+
+    def verdict(self, summary: Summary) -> bool | None:
+        """Says whether the world saw success in an episode; None when it said nothing about its end."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: summary.stamp_ns in self._success, TRUTH_WAIT_S):
+                return None
+            return any(
+                success
+                for stamp_ns, success in self._success.items()
+                if summary.start_ns <= stamp_ns <= summary.stamp_ns
+            )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 0 when all episodes were run."""
+    options = parse(argv)
+    report = evaluate(
+        robots=[name.strip().strip("/") for name in options.robots.split(",") if name.strip()],
+        wish=Wish(
+            mode=int(Mode.EVALUATE),
+            episodes=options.episodes,
+            instructions=tuple(options.instruction),
+            max_steps=options.max_steps,
+            seed=options.seed,
+            actor="policy",
+            temperature=-1.0 if options.greedy else options.temperature,
+            end_on_truth=options.end_on_truth,
+        ),
+        out=options.out or Path("runs/evaluation") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}",
+    )
+    for error in report["errors"]:
+        print(f"efm evaluate: {error}", file=sys.stderr)
+    return 0 if report["episodes"] >= options.episodes else 1
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="efm evaluate", description="Measures running policies.")
+    parser.add_argument(
+        "--episodes", type=int, default=LEAST_EPISODES, help="number of all robots together (50)"
+    )
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"of the first episode ({FIRST_SEED})")
+    parser.add_argument(
+        "--robots", default="", help="names with commas between (default: all that are there)"
+    )
+    parser.add_argument("--instruction", action="append", default=[], help="to draw from; may be repeated")
+    parser.add_argument("--max-steps", type=int, default=0, help="greatest length of an episode")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the policy; 0: the node's own")
+    parser.add_argument("--greedy", action="store_true", help="the policy takes its most probable action")
+    parser.add_argument(
+        "--end-on-truth", action="store_true", help="the world ends episodes, not the detector"
+    )
+    parser.add_argument("--out", type=Path, help="folder for evaluation.csv and evaluation.json")
+    options = parser.parse_args(argv)
+    if options.episodes < 1 or options.seed < 1:
+        parser.error("--episodes and --seed: expected 1 or more")
+    return options
+
+
+def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = False) -> dict[str, Any]:
+    """Runs an evaluation on robots that are there.
+
+    Args:
+        robots: Namespaces. Empty: all that are there.
+        wish: What to run; mode EVALUATE, with a seed.
+        out: Folder for evaluation.csv and evaluation.json. None: nothing is written.
+        quiet: No table and no progress.
+
+    Returns:
+        The report, as in evaluation.json.
+
+    Raises:
+        WaitTimeout: A robot was not found.
+    """
+    if wish.mode != Mode.EVALUATE or not wish.seed:
+        raise BadRequest("expected mode EVALUATE and a seed")
+    rows: list[Row] = []
+    summaries: list[Summary] = []
+    waiting: list[threading.Thread] = []
+    began = time.monotonic()
+    with (
+        FleetClient("efm_evaluate") as fleet,
+        tqdm(total=wish.episodes, unit="episode", file=sys.stdout, disable=quiet, mininterval=0.5) as bar,
+    ):
+        names = fleet.robots(robots, deadline_s=30.0)
+        books = {name: TruthBook() for name in names}
+        intake = Intake(fleet.node)
+        for name, book in books.items():
+            topic = f"/{name}/ground_truth" if name else "/ground_truth"
+            intake.subscribe(GroundTruth, topic, book.add, deep(EVENTS))
+        ended = threading.Event()
+        taker = threading.Thread(target=_take, args=(intake, ended), daemon=True)
+        taker.start()
+
+        def episode(robot: str, summary: Summary) -> None:
+            # The truth about the last observation may come later: not waited for in the executor's thread.
+            def note() -> None:
+                rows.append(_row(robot, summary, books[robot].verdict(summary), wish.end_on_truth))
+                bar.update()
+
+            summaries.append(summary)
+            waiting.append(threading.Thread(target=note, daemon=True))
+            waiting[-1].start()
+
+        def words(robot: str, text: str) -> None:
+            bar.write(f"{robot or 'robot'}: {text}", file=sys.stdout)
+
+        errors = fleet.run(names, wish, Listener(episode, words))
+        for thread in waiting:
+            thread.join(TRUTH_WAIT_S + 1.0)
+        ended.set()
+        intake.wake()
+        taker.join(5.0)
+        intake.close()
+    report = _report(sorted(rows, key=lambda row: (row.seed, row.episode)), summaries, wish, names)
+    report |= {"wall_seconds": time.monotonic() - began, "errors": [str(error) for error in errors]}
+    if out is not None:
+        write(report, out)
+    if not quiet:
+        show(report, out)
+    return report
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """Writes evaluation.csv and evaluation.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        for row in report["rows"]:
+            cells = {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
+            writer.writerow(cells | {"seconds": f"{row['seconds']:.3f}"})
+    (out / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def show(report: dict[str, Any], out: Path | None) -> None:
+    """Prints the table."""
+    table = Table(title=f"{report['episodes']} episodes, seeds {report['seeds'][0]} to {report['seeds'][1]}")
+    for column in ("", "episodes", "share", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    number = report["episodes"]
+    rates = ("true_success", "detected_success", "false_success", "missed_success")
+    for key in rates:
+        share = report[key]
+        if share is None:
+            table.add_row(key.replace("_", " "), "", "unknown", "")
+            continue
+        low, high = report["intervals"][key]
+        table.add_row(
+            key.replace("_", " "), str(round(share * number)), f"{share:.3f}", f"{low:.3f} .. {high:.3f}"
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"mean steps {report['mean_steps']:.1f}, policy {report['policy_bundle_ids'] or 'unknown'}, temperature "
+        f"{report['temperature']:g}" + (f"; written to {out}" if out is not None else "")
+    )
+
+
+def _take(intake: Intake, ended: threading.Event) -> None:
+    while not ended.is_set():
+        intake.take(0.2)
+
+
+def _row(robot: str, summary: Summary, truth: bool | None, ended_by_truth: bool) -> Row:
+    return Row(
+        episode=summary.episode_id,
+        robot=robot,
+        seed=summary.seed,
+        instruction=summary.instruction,
+        true_success=truth,
+        detected=None if ended_by_truth else summary.outcome is Outcome.SUCCESS,
+        steps=summary.steps,
+        seconds=(summary.stamp_ns - summary.start_ns) / 1e9,
+        end=summary.end_reason.name,
+    )
+
+
+def _report(rows: list[Row], summaries: list[Summary], wish: Wish, robots: Sequence[str]) -> dict[str, Any]:
+    number = len(rows)
+    of_row = {
+        "true_success": lambda row: row.true_success,
+        "detected_success": lambda row: row.detected,
+        "false_success": lambda row: row.false,
+        "missed_success": lambda row: row.missed,
+    }
+    counts: dict[str, int | None] = {}
+    for key, value in of_row.items():
+        values = [value(row) for row in rows]
+        counts[key] = None if None in values else sum(values)
+    intervals = {
+        key: list(wilson_interval(count, number)) for key, count in counts.items() if count is not None
+    }
+    return {
+        "episodes": number,
+        **{key: None if count is None or not number else count / number for key, count in counts.items()},
+        "interval": intervals.get("true_success"),
+        "intervals": intervals,
+        "mean_steps": sum(row.steps for row in rows) / number if number else math.nan,
+        "seeds": [wish.seed, wish.seed + wish.episodes - 1],
+        "temperature": wish.temperature,
+        "end_on_truth": wish.end_on_truth,
+        "robots": list(robots),
+        "policy_bundle_ids": sorted({item.policy_bundle_id for item in summaries if item.policy_bundle_id}),
+        "reward_bundle_ids": sorted({item.reward_bundle_id for item in summaries if item.reward_bundle_id}),
+        "rows": [asdict(row) | {"false": row.false, "missed": row.missed} for row in rows],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
