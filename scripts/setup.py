@@ -215,7 +215,7 @@ class Workshop:
 
     def requirement_files(self) -> list[Path]:
         """List the requirement files that this machine needs."""
-        names = ["torch", "run", "dev"] + ([] if self.machine.ros_distro else ["ros"])
+        names = ["torch", "run", "dev", "beside-ros" if self.machine.ros_distro else "ros"]
         return [self.root / "requirements" / f"{name}.txt" for name in names]
 
     def done(self) -> dict[str, str]:

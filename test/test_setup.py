@@ -35,6 +35,7 @@ def checkout(tmp_path):
         "requirements/run.txt": "numpy\n",
         "requirements/dev.txt": "pytest\n",
         "requirements/ros.txt": "ros-jazzy-rclpy\n",
+        "requirements/beside-ros.txt": "numpy<2\n",
         "src/efm_msgs/msg/Step.msg": "uint8 step\n",
         "src/efm_core/setup.py": "",
         "src/efm_core/setup.cfg": "",
