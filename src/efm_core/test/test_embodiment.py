@@ -25,8 +25,8 @@ TWIST = {
 
 # What is changed in TABLE -> what the error must say.
 FAULTS: list[tuple[dict[str, Any], str]] = [
-    ({"nam": "x"}, "table.yaml:nam: unknown key, did you mean 'name'?"),
-    ({"cameras__0__widht": 3}, "cameras[0].widht: unknown key, did you mean 'width'?"),
+    ({"namex": "x"}, "table.yaml:namex: unknown key, did you mean 'name'?"),
+    ({"cameras__0__widthx": 3}, "cameras[0].widthx: unknown key, did you mean 'width'?"),
     ({"zzz": 1}, "zzz: unknown key; the keys are name, control_rate_hz"),
     (
         {"cameras__0__width": NOTHING},
@@ -163,7 +163,7 @@ def test_a_fault_is_reported_with_its_key(changes, message):
 
 def test_all_faults_are_reported_at_once():
     with pytest.raises(EmbodimentInvalid) as caught:
-        table_robot(nam=1, cameras__0__widht=3, action__dimensions__0__bins=1, state__entries__0__low=9)
+        table_robot(namex=1, cameras__0__widthx=3, action__dimensions__0__bins=1, state__entries__0__low=9)
     lines = str(caught.value).splitlines()
     assert lines[0] == "table.yaml: 4 faults"
     assert all(line.startswith("  table.yaml:") for line in lines[1:])

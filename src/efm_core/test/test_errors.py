@@ -51,7 +51,7 @@ def test_an_error_that_nobody_foresaw_is_internal():
 
 
 def test_the_nearest_name_is_suggested_and_a_far_one_is_not():
-    assert nearest("widht", ["width", "height"]) == ", did you mean 'width'?"
+    assert nearest("widthx", ["width", "height"]) == ", did you mean 'width'?"
     assert nearest("TOP", ["top", "wrist"]) == ", did you mean 'top'?"
     assert nearest("banana", ["width", "height"]) == ""
     assert nearest(None, []) == ""

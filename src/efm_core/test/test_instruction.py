@@ -28,7 +28,7 @@ def test_case_punctuation_and_blanks_do_not_count():
 
 
 def test_accents_written_in_two_ways_are_one_word():
-    one, two = "caf\u00e9", "cafe\u0301"
+    one, two = "\u00e9t\u00e9", "e\u0301te\u0301"
     np.testing.assert_array_equal(encode_instruction(one, WORDS), encode_instruction(two, WORDS))
 
 
