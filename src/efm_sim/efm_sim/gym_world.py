@@ -44,7 +44,7 @@ class GymRecipe:
         info_at_reset: Returns the `info` that a step would have given for the state after reset.
         expert: Makes the expert of a running episode, None where there is none.
         close: Frees what the cameras hold.
-        runs_on: Whether stepping on after termination is sound; if not, the world then stands still.
+        runs_on: Whether stepping on after the environment's own end is sound; if not, it then stands still.
     """
 
     spec: WorldSpec
@@ -63,7 +63,7 @@ class GymRecipe:
 class GymWorld:
     """One Gymnasium environment behind the `World` protocol.
 
-    The caller ends episodes. An environment that terminates before that stands still until the next reset,
+    The caller ends episodes. An environment that ends its own before that stands still until the next reset,
     unless its recipe says that it can run on.
 
     Attributes:
@@ -79,7 +79,7 @@ class GymWorld:
         self._recipe = recipe
         self._info: Mapping[str, Any] = {}
         self._steps = -1
-        self._terminated = False
+        self._ended = False
         self._closed = False
 
     def reset(self, seed: int, instruction: str | None = None) -> Observation:
@@ -89,7 +89,7 @@ class GymWorld:
         self.observation, _ = self.environment.reset(seed=seed)
         self._info = self._recipe.info_at_reset(self.observation)
         self._steps = 0
-        self._terminated = False
+        self._ended = False
         return self._observation()
 
     def step(self, action: np.ndarray) -> Observation:
@@ -98,9 +98,10 @@ class GymWorld:
             raise RuntimeError(f"{self.spec.name}: step before the first reset")
         command = self.spec.checked_action(action).astype(self.environment.action_space.dtype)
         for _ in range(self._recipe.action_repeat):
-            if self._terminated and not self._recipe.runs_on:
+            if self._ended and not self._recipe.runs_on:
                 break
-            self.observation, _, self._terminated, _, self._info = self.environment.step(command)
+            self.observation, _, terminated, truncated, self._info = self.environment.step(command)
+            self._ended = terminated or truncated
         self._steps += 1
         return self._observation()
 
