@@ -10,7 +10,7 @@ from efm_core.episode import Episode, history_stack
 from efm_core.errors import BundleInvalid
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
-from efm_core.steps_to_go import StepsToGoBins
+from efm_core.steps_to_go import StepsToGoBins, combine
 
 __all__ = ["Judge", "observations_of"]
 
@@ -47,7 +47,7 @@ class Judge:
             observations = observations_of(episode, start, min(start + BATCH, len(episode)))
             output = self._model.run(observations, [episode.instruction] * len(observations))
             assert output.steps_to_go_logits is not None  # The bundle's kind was checked.
-            d, *_ = self._bins.combine(output.steps_to_go_logits, self.bundle.manifest.combine)
+            d, *_ = combine(output.steps_to_go_logits, self.bundle.manifest.combine, self._bins)
             found.append(d)
         return np.concatenate(found).astype(np.float32)
 
