@@ -70,7 +70,8 @@ class PolicyParameters(NodeParameters):
         False, description="Act although another node publishes on the command topic."
     )
     known_commanders: tuple[str, ...] = param(
-        ("teleop",), description="Names of nodes that may publish commands, since they wait for their turn."
+        ("teleop", "sim"),
+        description="Names of nodes that may publish commands, since they wait for their turn.",
     )
     provider: str = param(
         "auto", choices=("auto", *PROVIDERS), description="What runs the model; auto: the best there is."
