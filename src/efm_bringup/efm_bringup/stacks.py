@@ -77,6 +77,7 @@ SEED = Argument("seed", "0", "Seed of the simulated start states; 0: another one
 EXPERT = Argument(
     "expert_style", "imperfect", "How the scripted expert errs.", ("perfect", "imperfect", "sloppy")
 )
+EXPERT_CHANGES = Argument("expert_changes", "{}", 'Changes to that style as JSON, for example {"fail": 0.3}.')
 SIM_TIME = Argument("use_sim_time", "true", "Nodes take their time from /clock.", ("true", "false"))
 AUTOSTART = Argument(
     "autostart", "true", "Lifecycle nodes configure and activate themselves.", ("true", "false")
@@ -100,7 +101,7 @@ SIMULATED = Argument(
 FOLLOW = Argument("follow_models", "true", "Take new policies from the learner.", ("true", "false"))
 
 _EVERY = (AUTOSTART, LOG_LEVEL, SIM_TIME)
-_WORLD = (WORLD, WORLD_OPTIONS, EMBODIMENT, ROBOTS, LOCKSTEP, SEED, EXPERT)
+_WORLD = (WORLD, WORLD_OPTIONS, EMBODIMENT, ROBOTS, LOCKSTEP, SEED, EXPERT, EXPERT_CHANGES)
 _CELL = (MODE, POLICY, REWARD, SPOOL, BUNDLES, FOLLOW, DRY_RUN)
 
 
@@ -158,6 +159,7 @@ def simulation(values: Values) -> list[NodeSpec]:
                 "lockstep": values.flag("lockstep"),
                 "seed": values.integer("seed"),
                 "expert_style": values["expert_style"],
+                "expert_changes": values["expert_changes"],
                 "autostart": values.flag("autostart"),
             },
         )
