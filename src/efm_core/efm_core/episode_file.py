@@ -140,10 +140,16 @@ def bag_file(folder: Path | str) -> Path:
 def list_episodes(directory: Path | str) -> list[Path]:
     """Returns the folders of the whole episodes in a directory, oldest first; none where it does not exist.
 
-    Folders that a recorder did not finish have other names and are not among them.
+    A fleet's spool has one folder for each robot: those are looked into as well. Folders that a recorder did
+    not finish have other names and are not among them.
     """
     root = Path(directory)
-    return sorted(item for item in root.iterdir() if _is_episode(item)) if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    visible = [item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")]
+    robots = [item for item in visible if not _is_episode(item)]
+    inside = [item for robot in robots for item in robot.iterdir() if _is_episode(item)]
+    return sorted([item for item in visible if _is_episode(item)] + inside, key=lambda item: item.name)
 
 
 def read_episode_file(folder: Path | str, unread: Iterable[str] = ()) -> EpisodeFile:
