@@ -1,6 +1,6 @@
 """Chooses a rendering back end that needs no display; importing this is enough.
 
-A set MUJOCO_GL is respected. Otherwise EGL is taken where its library loads, then OSMesa. Software rendering
+A set MUJOCO_GL is respected. Otherwise, on Linux, EGL is taken where its library is found, then OSMesa. Software rendering
 is told to use one thread, since an image of a few thousand pixels gains nothing from more.
 """
 
@@ -26,7 +26,7 @@ def choose_gl() -> str:
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")
     chosen = os.environ.get("MUJOCO_GL", "").lower()
-    if not chosen:
+    if not chosen and sys.platform == "linux":
         if ctypes.util.find_library("EGL"):
             chosen = "egl"
         elif ctypes.util.find_library("OSMesa"):

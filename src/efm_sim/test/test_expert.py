@@ -5,7 +5,7 @@ import pytest
 
 from efm_sim.expert import ACT, PAUSE, SLIP, STYLES, ExpertStyle, FaultSchedule, StyledExpert
 from efm_sim.pointmass import SPEC
-from efm_sim.world import Observation, Truth, make_world, world_names
+from efm_sim.world import Observation, Truth
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,3 @@ def test_an_expert_whose_hold_undoes_success_comes_back_and_stays():
     assert expert.finished
     assert truths[-6:] == [True] * 6
     assert truths.index(False, 2) > truths.index(True)  # it did lose success in between
-
-
-def test_worlds_are_made_by_name_and_unknown_names_and_options_list_the_choices():
-    assert set(world_names()) >= {"pointmass", "table", "metaworld", "aloha", "gym"}
-    with pytest.raises(ValueError, match="did you mean 'table'.*pointmass"):
-        make_world("tabel")
-    with pytest.raises(ValueError, match="no option 'block'; choices: blocks, family, image_size"):
-        make_world("table", block=4)
-    with pytest.raises(ValueError, match="pointmass has no tasks"):
-        make_world("pointmass:fast")
