@@ -32,10 +32,14 @@ PIP_ONLY = {
     "rosbags": "rosbags",
     "safetensors": "safetensors",
     "tensorboard": "tensorboard",
+    "tokenizers": "tokenizers",
     "torch": "torch",
     "tqdm": "tqdm",
     "transformers": "transformers",
+    "zstandard": "zstandard",
 }
+# Worlds whose packages cannot be installed beside the others; their modules say what to install.
+OPTIONAL = {"gym_aloha"}
 # What efm_bringup needs without importing it: the nodes that its stacks and launch files start.
 STARTED = {
     "efm_episode_node",
@@ -57,7 +61,7 @@ def imports(name: str) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names) - {name}
+    return found - set(sys.stdlib_module_names) - {name} - OPTIONAL
 
 
 def declared(name: str) -> set[str]:
