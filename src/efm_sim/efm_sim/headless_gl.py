@@ -1,7 +1,7 @@
 """Chooses a rendering back end that needs no display; importing this is enough.
 
-A set MUJOCO_GL is respected. Otherwise, on Linux, EGL is taken where its library is found, then OSMesa. Software rendering
-is told to use one thread, since an image of a few thousand pixels gains nothing from more.
+A set MUJOCO_GL is respected. Otherwise, on Linux, EGL is taken where its library is found, then OSMesa.
+Software rendering is told to use one thread: a picture of a few thousand pixels gains nothing from more.
 """
 
 from __future__ import annotations
