@@ -19,6 +19,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 
+from efm_ros.qos import OVERRIDES
+
 
 class _NotForTheExecutor(CallbackGroup):
     """Keeps the executor's hands off its entities."""
@@ -63,11 +65,17 @@ class Intake:
             topic: Its name.
             callback: Called in the taking thread with every message: an instance of the type, or bytes (CDR)
                 if `raw`.
-            qos: One of the profiles in `efm_ros.qos`.
+            qos: One of the profiles in `efm_ros.qos`; `qos_overrides` parameters change it.
             raw: Leave the messages serialised.
         """
         subscription = self._node.create_subscription(
-            message_type, topic, callback, qos, callback_group=self._group, raw=raw
+            message_type,
+            topic,
+            callback,
+            qos,
+            callback_group=self._group,
+            raw=raw,
+            qos_overriding_options=OVERRIDES,
         )
         with self._lock:
             self._subscriptions.append(subscription)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
@@ -59,6 +60,12 @@ class EfmLifecycleNode(LifecycleNode):
     Subclasses set `Parameters` and override `acquire`, `start`, `stop`, `release`, and where wanted
     `parameters_changed` and `update_diagnostics`. All of them run in the executor's thread. `fail` may be
     called from any thread.
+
+    Attributes:
+        parameters: The values that hold now.
+        ending: Set as soon as the process is to end; whoever waits inside a callback waits for this as well.
+        failure: What went wrong; the process ends with code 1.
+        diagnostics: Subcomponent -> level, message, figures; see `diagnose`.
     """
 
     Parameters: ClassVar[type[NodeParameters]] = NodeParameters
@@ -75,6 +82,7 @@ class EfmLifecycleNode(LifecycleNode):
         """
         super().__init__(name, **options)
         self.failure: BaseException | None = None
+        self.ending = threading.Event()
         self.diagnostics: dict[str, tuple[bytes, str, Mapping[str, object]]] = {}
         self._hardware: dict[str, str] = {}
         self._refusal: Exception | None = None
@@ -272,7 +280,7 @@ def run_node(
                 executor = SingleThreadedExecutor() if threads == 1 else _ThreadPool(threads)
                 executor.add_node(node)
                 wake = node.create_guard_condition(lambda: None)
-                signals.on_signal(wake.trigger)
+                signals.on_signal(lambda: (node.ending.set(), wake.trigger()))
                 while signals.received is None and node.failure is None and not _is_finalized(node):
                     executor.spin_once()
             except (KeyboardInterrupt, ExternalShutdownException):
@@ -283,6 +291,8 @@ def run_node(
                 else:
                     _log_start_error(error)
                     return EXIT_FAILED
+            if node is not None:
+                node.ending.set()
             if executor is not None:
                 executor.shutdown(timeout_sec=1.0)
             if node is None:
@@ -309,8 +319,9 @@ class _ThreadPool(MultiThreadedExecutor):
 
     def shutdown(self, timeout_sec: float | None = None) -> bool:
         self._executor.shutdown(wait=False)
+        deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
         for thread in self._executor._threads:
-            thread.join(timeout_sec)
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return super().shutdown(timeout_sec)
 
 
@@ -324,7 +335,7 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._callback: Callable[[], None] = lambda: None
+        self._callback: Callable[[], object] = lambda: None
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._thread = threading.Thread(target=self._watch, name="stop signals", daemon=True)
@@ -337,7 +348,7 @@ class _StopSignals:
         self._thread.start()
         return self
 
-    def on_signal(self, callback: Callable[[], None]) -> None:
+    def on_signal(self, callback: Callable[[], object]) -> None:
         """Sets what is called; at once when a signal has come already."""
         self._callback = callback
         if self.received is not None:

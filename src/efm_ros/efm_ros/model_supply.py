@@ -64,6 +64,7 @@ class ModelSupply(Generic[AnyModel]):
         learner: str,
         embodiment_digest: str,
         kinds: Sequence[int],
+        ready: Callable[[AnyModel], None] = lambda model: None,
         keep: int = 3,
     ) -> None:
         """Opens `model_status` of every robot and starts the thread.
@@ -76,6 +77,7 @@ class ModelSupply(Generic[AnyModel]):
             learner: Namespace of the learner.
             embodiment_digest: Of the robots; announcements for others are refused without a fetch.
             kinds: KIND constants of ModelInfo that this node runs; other announcements do not concern it.
+            ready: Told of every model that becomes `current`, in the thread that brought it.
             keep: Fetched bundles that stay on the disk.
         """
         self._node = node
@@ -83,6 +85,7 @@ class ModelSupply(Generic[AnyModel]):
         self._digest = embodiment_digest
         self._kinds = frozenset(kinds)
         self._learner = learner.rstrip("/")
+        self._ready = ready
         self._keep = keep
         self._publishers = {
             robot: node.create_publisher(ModelStatus, in_robot(robot, "model_status"), LATCHED)
@@ -149,6 +152,7 @@ class ModelSupply(Generic[AnyModel]):
             back = self._current
         self._refuse(model.id, error, f"{error}; went back to {back.id}")
         self._tell(back.id, ModelStatus.STATE_READY)
+        self._ready(back)
 
     def proved(self, model: AnyModel) -> None:
         """Says that a model ran through an episode; the one before it is not needed any more."""
@@ -233,6 +237,7 @@ class ModelSupply(Generic[AnyModel]):
         current = self.current
         if current is not None and current.id == path.name:
             self._tell(current.id, ModelStatus.STATE_READY)
+            self._ready(current)
             return
         self._tell(path.name, ModelStatus.STATE_LOADING)
         try:
@@ -245,6 +250,7 @@ class ModelSupply(Generic[AnyModel]):
             self._previous, self._current = self._current, model
             self._refusal = None
         self._tell(model.id, ModelStatus.STATE_READY)
+        self._ready(model)
         if fetched:
             self._forget_all_but(path)
 

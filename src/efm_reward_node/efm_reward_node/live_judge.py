@@ -1,0 +1,270 @@
+"""Judges what robots show while they act: two threads between the observation topics and `steps_to_go`.
+
+One thread takes images, states and instructions as they come, the other infers for all robots that have
+something waiting, in one batch, and publishes. Neither ever waits for the other's work, and nobody waits for
+either: control does not depend on the reward.
+Left out: the models' coming and going (`efm_ros.model_supply`).
+"""
+
+from __future__ import annotations
+
+import array
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+
+from efm_core.embodiment import Embodiment
+from efm_core.errors import BundleUnusable, EfmError
+from efm_core.reward import SuccessDetector
+from efm_msgs.msg import Instruction, StepsToGo
+from efm_reward_node.reward_model import Judgement, RewardModel
+from efm_reward_node.robot_stream import Course, RobotStream, Task
+from efm_ros.conversion import ns_to_stamp, stamp_to_ns
+from efm_ros.inputs import RobotInputs
+from efm_ros.intake import Intake
+from efm_ros.model_supply import ModelSupply
+from efm_ros.names import in_robot, robot_label
+from efm_ros.qos import EVENTS, LATCHED
+
+LONGEST_WAIT_S = 0.5
+GREATEST_BATCH = 16  # Observations that are judged at once; more than robots only when some have piled up.
+COMPLAINT_PERIOD_S = 2.0
+
+
+class LiveRobot:
+    """One robot: its stream, its publisher, and figures for diagnostics.
+
+    Attributes:
+        name: Entry of the node's `robots`.
+        told: Id of the bundle that `model_status` says is active for this robot.
+        judged: Observations judged.
+        judged_s: When the newest one was, or when the episode began (steady clock).
+        latency_s: From the arrival of the newest judged observation to its publication.
+        complaint: What was wrong last.
+        new_complaint: Whether nobody has read it yet.
+    """
+
+    def __init__(self, name: str, stream: RobotStream, publisher: Publisher) -> None:
+        """Begins without an episode."""
+        self.name = name
+        self.stream = stream
+        self.publisher = publisher
+        self.told = ""
+        self.judged = 0
+        self.judged_s = time.monotonic()
+        self.latency_s = 0.0
+        self.complaint = ""
+        self.new_complaint = False
+        self._logged_s: float | None = None
+
+    def complain(self, text: str) -> bool:
+        """Takes what is wrong; gives whether it is time to log it: not more often than people can read."""
+        self.complaint, self.new_complaint = text, True
+        now_s = time.monotonic()
+        if self._logged_s is not None and now_s - self._logged_s < COMPLAINT_PERIOD_S:
+            return False
+        self._logged_s = now_s
+        return True
+
+
+class LiveJudge:
+    """Runs from construction to `close`."""
+
+    def __init__(
+        self,
+        node: Node,
+        embodiment: Embodiment,
+        robots: Sequence[str],
+        supply: ModelSupply[RewardModel],
+        lockstep: bool,
+        queue: int,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """Opens topics and starts the threads.
+
+        Args:
+            node: Node that owns the topics.
+            embodiment: Of all robots.
+            robots: The node's `robots`.
+            supply: Has the model for the next episode.
+            lockstep: Every observation counts; else the newest does.
+            queue: Observations of a robot that may wait in lockstep.
+            fail: Told of an exception in a thread, which then ends.
+        """
+        self._node = node
+        self._supply = supply
+        self._fail = fail
+        self._changed = threading.Condition()
+        self._closing = False
+        self._intake = Intake(node)
+        self.robots: list[LiveRobot] = []
+        for name in robots:
+            stream = RobotStream(embodiment, lockstep, queue, self._now_ns, time.monotonic)
+            publisher = node.create_publisher(StepsToGo, in_robot(name, "steps_to_go"), EVENTS)
+            robot = LiveRobot(name, stream, publisher)
+            self.robots.append(robot)
+            inputs = RobotInputs(
+                embodiment,
+                name,
+                partial(self._add, stream.add_image),
+                partial(self._add, stream.add_state),
+                partial(self._complain, robot),
+                self._now_ns,
+            )
+            inputs.subscribe(self._intake.subscribe)
+            # Last, so that observations that came together with an instruction are there when it is looked
+            # at.
+            topic = in_robot(name, "instruction")
+            self._intake.subscribe(Instruction, topic, partial(self._instruct, robot), LATCHED)
+        self._bin_width = embodiment.steps_to_go.width
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+            for name, work in (("observations", self._take), ("judge", self._judge))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Ends the threads and closes the topics; an inference that runs is not published any more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._intake.wake()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        self._intake.close()
+        for robot in self.robots:
+            self._node.destroy_publisher(robot.publisher)
+
+    def model_is_ready(self, model: RewardModel) -> None:
+        """Says on `model_status` that a new model judges robots that are between two episodes from now on."""
+        with self._changed:
+            idle = [robot for robot in self.robots if robot.stream.course is None]
+        for robot in idle:
+            self._tell_active(robot, model, 0.0)
+
+    # In the thread "observations"
+
+    def _take(self) -> None:
+        while not self._closing:
+            self._intake.take(LONGEST_WAIT_S)
+
+    def _add(self, add: Callable[..., None], *values: Any) -> None:
+        with self._changed:
+            add(*values)
+            self._changed.notify_all()
+
+    def _instruct(self, robot: LiveRobot, message: Instruction) -> None:
+        course = robot.stream.course
+        if course is not None and course.episode_id == message.episode_id:
+            return
+        if course is not None and course.judged:
+            self._supply.proved(course.model)
+        began_s = time.monotonic()
+        model = self._supply.current
+        with self._changed:
+            if not message.episode_id or model is None:
+                robot.stream.end()
+            else:
+                detector = SuccessDetector(model.threshold, model.hold)
+                course = Course(message.episode_id, message.text, model, detector)
+                robot.judged_s = began_s
+                robot.stream.begin(course, stamp_to_ns(message.header.stamp))
+                self._changed.notify_all()
+        if message.episode_id and model is None:
+            self._warn(robot, f"episode {message.episode_id} goes unjudged: there is no reward bundle yet")
+        if model is not None:
+            self._tell_active(robot, model, time.monotonic() - began_s)
+
+    def _tell_active(self, robot: LiveRobot, model: RewardModel, stall_s: float) -> None:
+        if robot.told != model.id:
+            robot.told = model.id
+            self._supply.tell_active(model.id, robot.name, stall_s)
+
+    # In the thread "judge"
+
+    def _judge(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or any(r.stream.waiting for r in self.robots))
+                if self._closing:
+                    return
+                tasks = self._next_tasks()
+            by_model: dict[str, list[tuple[LiveRobot, Task]]] = {}
+            for robot, task in tasks:
+                by_model.setdefault(task.course.model.id, []).append((robot, task))
+            for group in by_model.values():
+                self._judge_together(group)
+
+    def _next_tasks(self) -> list[tuple[LiveRobot, Task]]:
+        """Takes the oldest task of every robot in turn, until the batch is full or nothing waits."""
+        tasks: list[tuple[LiveRobot, Task]] = []
+        limit = max(GREATEST_BATCH, len(self.robots))
+        while len(tasks) < limit:
+            found = [(robot, task) for robot in self.robots if (task := robot.stream.pop()) is not None]
+            if not found:
+                break
+            tasks += found
+        return tasks
+
+    def _judge_together(self, group: list[tuple[LiveRobot, Task]]) -> None:
+        model = group[0][1].course.model
+        outcomes = model.judge(
+            [task.observation for _, task in group], [task.course.instruction for _, task in group]
+        )
+        for (robot, task), outcome in zip(group, outcomes, strict=True):
+            if self._closing:
+                return
+            if isinstance(outcome, EfmError):
+                robot.stream.missed += 1
+                self._complain(robot, "the reward model", outcome)
+                if isinstance(outcome, BundleUnusable):
+                    self._supply.failed(model, outcome)
+                continue
+            robot.publisher.publish(self._message(task, outcome))
+            robot.judged += 1
+            robot.judged_s = time.monotonic()
+            robot.latency_s = robot.judged_s - task.arrived_s
+
+    def _message(self, task: Task, judgement: Judgement) -> StepsToGo:
+        course = task.course
+        reward = course.take(judgement)
+        message = StepsToGo(
+            episode_id=course.episode_id,
+            bundle_id=course.model.id,
+            expectation=judgement.expectation,
+            spread=judgement.spread,
+            disagreement=judgement.disagreement,
+            probabilities=array.array("f", judgement.probabilities.astype("float32").tobytes()),
+            bin_width=self._bin_width,
+            reward=reward,
+            threshold=course.detector.threshold,
+            held=min(course.detector.held, 65535),
+            success=course.detector.succeeded,
+        )
+        message.header.stamp = ns_to_stamp(task.observation.stamp_ns)
+        return message
+
+    # Both
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the node must not go on half dead
+            if not self._closing:
+                self._fail(error)
+
+    def _now_ns(self) -> int:
+        return self._node.get_clock().now().nanoseconds
+
+    def _complain(self, robot: LiveRobot, source: str, error: EfmError) -> None:
+        self._warn(robot, f"ignored what came from '{source}': {error}")
+
+    def _warn(self, robot: LiveRobot, text: str) -> None:
+        if robot.complain(text):
+            self._node.get_logger().warning(f"{robot_label(self._node, robot.name) or 'robot'}: {text}")
