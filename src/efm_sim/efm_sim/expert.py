@@ -205,8 +205,8 @@ class StyledExpert:
         """See `Expert.act`."""
         index = self._step % len(self._faults.mode)
         self._step += 1
-        # What follows success must look like success: no noise, no slips. Where holding still undoes success (a
-        # sprung handle, a robot that coasts), the expert comes back, and then stays by keeping at its task.
+        # What follows success must look like success: no noise, no slips. Where holding still undoes success,
+        # since a handle is sprung or a robot coasts, the expert comes back and then stays by keeping at it.
         if self._world.truth().success or self._skill.given_up:
             self._rested += 1
             action = self._skill.act() if self._hold_undoes else self._skill.hold()
