@@ -8,6 +8,7 @@ here knows `launch` or starts a process.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,9 @@ VERIFIER = Argument("verifier", "", "Folder of a second reward bundle for the gu
 SPOOL = Argument("spool", "spool", "Folder for recorded episodes; every robot has its own below it.")
 BUNDLES = Argument("bundles", "bundles", "Folder for bundles that robots fetch.")
 RUN = Argument("run", "runs/practice", "Folder of the practice run; resumed where it exists.")
+LEARNING = Argument(
+    "learning", "{}", 'Settings of the learner as JSON, for example {"iterations": 20}; they win over learner.yaml.'
+)
 SIMULATED = Argument(
     "simulated", "true", "Start the simulated world; false: the robots are real.", ("true", "false")
 )
@@ -205,6 +209,7 @@ def cell(values: Values) -> list[NodeSpec]:
             **common,
             "spool": str(Path(values.path("spool")) / robot),
             "mode": values["mode"],
+            "autorun": practising,
             "learner": LEARNER if practising else "",
         }
         nodes.append(
@@ -242,9 +247,20 @@ def learner(values: Values) -> list[NodeSpec]:
                 "reward": values.path("reward"),
                 "verifier": values.path("verifier"),
                 "autostart": values.flag("autostart"),
+                **_json(values, "learning"),
             },
         )
     ]
+
+
+def _json(values: Values, name: str) -> dict[str, object]:
+    try:
+        found = json.loads(values[name])
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"{name}:={values[name]}: expected a JSON object: {error}") from error
+    if not isinstance(found, dict):
+        raise BadRequest(f"{name}:={values[name]}: expected a JSON object")
+    return found
 
 
 def _with_world(values: Values, nodes: list[NodeSpec]) -> list[NodeSpec]:
@@ -293,11 +309,11 @@ STACKS: Mapping[str, Stack] = {
     for stack in (
         Stack("simulation", (*_WORLD, *_EVERY), simulation),
         Stack("cell", (WORLD, EMBODIMENT, ROBOTS, LOCKSTEP, *_CELL, *_EVERY), cell),
-        Stack("learner", (POLICY, REWARD, VERIFIER, RUN, *_EVERY), learner),
+        Stack("learner", (POLICY, REWARD, VERIFIER, RUN, LEARNING, *_EVERY), learner),
         Stack("collect", (SIMULATED, *_WORLD, *_COLLECT, *_EVERY), collect),
         Stack(
             "practice",
-            (SIMULATED, *_WORLD, *(a for a in _CELL if a != MODE), VERIFIER, RUN, *_EVERY),
+            (SIMULATED, *_WORLD, *(a for a in _CELL if a != MODE), VERIFIER, RUN, LEARNING, *_EVERY),
             practice,
         ),
         Stack(
@@ -327,7 +343,7 @@ def read_arguments(stack: Stack, given: Mapping[str, str]) -> Values:
             )
     # Arguments that this stack does not offer keep their defaults, so that stacks can be made of one another.
     values = {argument.name: argument.default for argument in _WORLD + _CELL + _EVERY}
-    values |= {argument.name: argument.default for argument in (SIMULATED, VERIFIER, RUN)}
+    values |= {argument.name: argument.default for argument in (SIMULATED, VERIFIER, RUN, LEARNING)}
     values |= {name: argument.default for name, argument in known.items()}
     return Values(values | dict(given))
 
