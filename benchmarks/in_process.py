@@ -84,8 +84,8 @@ class Played:
 
     @property
     def true(self) -> bool:
-        """Whether it ended in the world's success set."""
-        return bool(self.truth[-1])
+        """Whether the world's flag held at any observation, as `efm evaluate` counts it."""
+        return bool(self.truth.any())
 
 
 class Player:
