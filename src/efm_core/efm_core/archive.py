@@ -48,7 +48,7 @@ class PartSource:
             raise BadRequest(f"{self.path}: expected an archive or a folder to pack, found nothing")
         self._pieces = _tar_pieces(self.path, name) if self.path.is_dir() else [self.path]
         sizes = [len(item) if isinstance(item, bytes) else item.stat().st_size for item in self._pieces]
-        self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        self._starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
         self.size = sum(sizes)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -58,7 +58,7 @@ class PartSource:
         while offset < end:
             index = bisect_right(self._starts, offset) - 1
             piece, start = self._pieces[index], offset - self._starts[index]
-            wanted = end - offset
+            wanted = min(end, self._starts[index + 1]) - offset
             if isinstance(piece, bytes):
                 part = piece[start : start + wanted]
             else:
@@ -98,7 +98,7 @@ def pack(folder: Path | str, out_file: Path | str) -> tuple[int, str]:
         raise BadRequest(f"{folder}: expected a folder to pack, found none")
     source, out = PartSource(folder), Path(out_file)
     digest = hashlib.sha256()
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f".{out.name}.packing")
     try:
         with disk_full_is_told("the archive", out), partial.open("wb") as file:
             for block in source.blocks():
@@ -177,6 +177,7 @@ class PartReceiver:
             raise BadRequest(f"archive {name}: expected a size above 0 bytes, found {total_size}")
         self.total_size = total_size
         self.sha256 = sha256
+        self._finished = False
         self._part = self.directory / f".{name}.{sha256[:16]}.part"
         with disk_full_is_told(f"archive {name}", self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -190,13 +191,13 @@ class PartReceiver:
         if missing > free:
             raise SpoolFull(
                 f"archive {name}: {missing} bytes are to come, {self.directory} has {free} free; free some "
-                f"space"
+                "space"
             )
 
     @property
     def next_offset(self) -> int:
         """First byte that is wanted; total_size when all are there."""
-        return self._part.stat().st_size
+        return self.total_size if self._finished else self._part.stat().st_size
 
     def add(self, offset: int, data: bytes) -> int:
         """Takes a part and returns the offset of the next one that is wanted.
@@ -219,8 +220,7 @@ class PartReceiver:
             os.truncate(self._part, 0)
             raise TransferCorrupt(
                 f"archive {self.name}: expected {self.total_size} bytes, found parts up to "
-                f"{start + len(data)}; "
-                "start again at offset 0"
+                f"{start + len(data)}; start again at offset 0"
             )
         try:
             with disk_full_is_told(f"archive {self.name}", self.directory), self._part.open("ab") as file:
@@ -246,13 +246,14 @@ class PartReceiver:
             os.truncate(self._part, 0)
             raise TransferCorrupt(
                 f"archive {self.name}: expected SHA-256 {self.sha256}, found {digest}; start again at "
-                f"offset 0"
+                "offset 0"
             )
         with disk_full_is_told(f"archive {self.name}", self.directory):
             sync(self._part)
             final = self.directory / f"{self.name}.tar"
             self._part.replace(final)
             sync(self.directory)
+        self._finished = True
         return final
 
 

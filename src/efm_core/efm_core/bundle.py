@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 MAX_MANIFEST_BYTES = 16 << 20
+ABANDONED_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def write_bundle(
     with disk_full_is_told("the bundle", parent):
         try:
             partial.mkdir(parents=True)
+            _sweep(parent)
             table = {name: _store(partial, name, content) for name, content in files.items()}
             text = dataclasses.replace(manifest, files=table).to_json()
             parse_manifest(text, where="manifest")
@@ -154,6 +158,14 @@ def embodiment_differences(mine: Embodiment, other: Embodiment) -> list[str]:
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
     ]
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what writers that died left behind: partial bundles that nobody touched for an hour."""
+    for item in parent.glob(".bundle-*.partial"):
+        with suppress(FileNotFoundError):  # Another writer may be sweeping too.
+            if time.time() - item.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(item, ignore_errors=True)
 
 
 def _check_files(folder: Path, manifest: BundleManifest, verify: bool) -> None:

@@ -291,8 +291,8 @@ def _embodiment(file: Path, metadata: Metadata | None) -> Embodiment:
     if version != str(FORMAT):
         raise EpisodeInvalid(
             f"{file}: expected custom data {FORMAT_KEY} = {FORMAT}, found {version!r}: the bag was not "
-            f"recorded by "
-            "EFM, or by another version of it, or was written anew by a tool that drops custom data"
+            "recorded by EFM, or by another version of it, or was written anew by a tool that drops "
+            "custom data"
         )
     try:
         return _parsed_embodiment(plain)

@@ -69,6 +69,12 @@ class EpisodeInputs:
         index = np.searchsorted(self.stamps, stamps, side="right") - 1
         return np.where(index >= 0, self.stamps[np.maximum(index, 0)], -1)
 
+    def nearest_stamp(self, moment_ns: int) -> int:
+        """Returns the stamp of the observation that is nearest to a moment."""
+        index = int(np.searchsorted(self.stamps, moment_ns))
+        around = self.stamps[max(index - 1, 0) : index + 1]
+        return int(around[np.abs(around - moment_ns).argmin()])
+
     def images_at(self, camera: str, stamps: Stamps) -> Stamps:
         """Returns which message of a camera each observation shows.
 
@@ -137,8 +143,8 @@ class EpisodeInputs:
             row = int(ages.argmax())
             raise EpisodeInvalid(
                 f"{self._file.path}: expected {stream.what} at most {stream.max_age_s} s from the "
-                f"observation at {stamps[row]} ns (row {row} of {len(stamps)}), found {ages[row]:.3f} s: it "
-                "stopped or was lost"
+                f"observation at {stamps[row]} ns (row {row} of {len(stamps)}), found {ages[row]:.3f} s: "
+                "it stopped or was lost"
             )
         return index
 
@@ -153,8 +159,8 @@ def in_order(messages: Iterator[tuple[int, RawMessage]], where: str) -> Iterator
     for stamp_ns, raw in messages:
         if last is not None and stamp_ns < last:
             raise EpisodeInvalid(
-                f"{where}: expected stamps that rise, found {stamp_ns} ns after {last} ns: the clock was set "
-                "back"
+                f"{where}: expected stamps that rise, found {stamp_ns} ns after {last} ns: the clock was "
+                "set back"
             )
         if stamp_ns != last:
             yield stamp_ns, raw

@@ -74,8 +74,7 @@ def align(file: EpisodeFile, inputs: EpisodeInputs) -> EpisodeRows:
     elif file.summary.steps > 0 and STEP_TOPIC not in file.topics:
         raise EpisodeInvalid(
             f"{file.path}: expected control steps on '{STEP_TOPIC}' or commands on "
-            f"'{_command_topic(file)}', found "
-            f"neither; there are {', '.join(sorted(file.topics))}"
+            f"'{_command_topic(file)}', found neither; there are {', '.join(sorted(file.topics))}"
         )
     return rows
 
@@ -95,26 +94,29 @@ def _policy_steps(file: EpisodeFile, inputs: EpisodeInputs, rows: EpisodeRows) -
     ]
     answered = {_key(message) for message in messages if message.actor != Actor.HOLD}
     known = set(inputs.stamps.tolist())
+    period_ns = SECOND_NS / file.embodiment.control_rate_hz
     steps: list[Step] = []
-    last: tuple[int, int] | None = None
+    seen: set[tuple[int, int]] = set()
+    last_ns = 0.0
     for message in messages:
         key = _key(message)
         # Holding still answers an observation only where nobody else did; else it is the node's own doing.
         if message.actor == Actor.HOLD and (key in answered or key[0] not in known):
             continue
-        if last is not None and key < last:
+        moment_ns = key[0] + key[1] * period_ns
+        if moment_ns < last_ns - period_ns / 2:
             raise EpisodeInvalid(
                 f"{where}: expected stamps that rise, found {key[0]} ns (chunk index {key[1]}) after "
-                f"{last[0]} ns "
-                f"({last[1]}): the clock was set back, or two nodes act on one robot"
+                f"{last_ns:.0f} ns: the clock was set back, or two nodes act on one robot"
             )
-        if key == last:
+        if key in seen:
             rows.notes.append(
                 f"'{STEP_TOPIC}': two steps answer the observation of {key[0]} ns; the first one counts"
             )
         else:
             steps.append(_step(file, message, where))
-        last = key
+        seen.add(key)
+        last_ns = moment_ns
     return steps
 
 
@@ -127,15 +129,18 @@ def _with_observations(
     found: list[Step] = []
     lost = 0
     for step in steps:
-        if step.chunk_index > 0:  # Its stamp is that of the chunk's first step; it was executed later.
-            due = int(step.stamp_ns + step.chunk_index * period_ns)
-            newest = int(inputs.newest_stamp(np.array([due + int(period_ns / 2)]))[0])
-            step.stamp_ns = newest if not found or newest > found[-1].stamp_ns else due
-        elif step.stamp_ns not in known and step.stamp_ns < rows.end_ns:
+        before = found[-1].stamp_ns if found else file.summary.start_ns - 1
+        if step.chunk_index > 0:  # Its stamp is that of the chunk's inference; it was executed later.
+            moment_ns = round(step.stamp_ns + step.chunk_index * period_ns)
+            nearest_ns = inputs.nearest_stamp(moment_ns)
+            is_its_own = nearest_ns > before and abs(nearest_ns - moment_ns) <= period_ns / 2
+            step.stamp_ns = nearest_ns if is_its_own else moment_ns
+        if step.stamp_ns >= rows.end_ns:
+            continue
+        if step.stamp_ns <= before or (step.chunk_index == 0 and step.stamp_ns not in known):
             lost += 1
             continue
-        if step.stamp_ns < rows.end_ns:
-            found.append(step)
+        found.append(step)
     if lost:
         text = f"the recording lacks the observations of {lost} of {len(steps)} control steps"
         if lost > MOST_LOST * len(steps):
@@ -157,9 +162,8 @@ def _external_steps(
         for _, answered, message in reversed(commands)  # The first command is the one that was executed.
         if answered is not None and answered < end_ns and answered in known
     }
-    times = np.array([time for time, _, _ in commands], np.int64)
-    inside = (times >= start_ns) & (times <= end_ns)
-    if answers and len(answers) >= 0.9 * np.count_nonzero(inside):
+    inside = [answered for time, answered, _ in commands if start_ns <= time <= end_ns]
+    if answers and sum(answered not in known for answered in inside) <= MOST_LOST * len(inside):
         return [_external_step(file, stamp_ns, answers[stamp_ns]) for stamp_ns in sorted(answers)]
     period_ns = SECOND_NS / file.embodiment.control_rate_hz
     count = int((end_ns - inputs.stamps[0]) // period_ns) + 1
@@ -167,7 +171,7 @@ def _external_steps(
     stamps = np.unique(inputs.newest_stamp(ticks))
     stamps = stamps[stamps < end_ns]
     until = np.append(stamps[1:], end_ns)
-    times = np.maximum.accumulate(times)
+    times = np.maximum.accumulate([time for time, _, _ in commands])
     newest = np.searchsorted(times, until, side="left") - 1
     return [
         _external_step(
@@ -202,8 +206,7 @@ def _step(file: EpisodeFile, message: Any, where: str) -> Step:
     if action.shape != (size,) or tokens.shape != (size,):
         raise EpisodeInvalid(
             f"{where}: expected {size} numbers a step, found {len(action)} in the command and "
-            f"{len(tokens)} tokens "
-            f"of step {number}"
+            f"{len(tokens)} tokens in step {number}"
         )
     if len(values) and not np.isfinite(action).all():
         raise EpisodeInvalid(f"{where}: expected finite commands, found {action} in step {number}")

@@ -38,9 +38,10 @@ from efm_core.image import encode_image
 from efm_core.schemas import IMAGE_TYPE, make_header, message_class, serialize, typestore
 from efm_core.summary import SUMMARY_TYPE, Summary
 
-_CHUNK_CHECKSUM_AT = (
-    9 + 24
-)  # Offset of a chunk's CRC from the chunk record's start, see the MCAP specification.
+# Where a chunk record has the checksum of its content: after opcode, length, two times and a size.
+_CHUNK_CHECKSUM_AT = 9 + 24
+# Greatest log time that every reader takes [ns]: MCAP has 64 bits without a sign, most readers 63.
+_LATEST_NS = 2**63 - 1
 
 
 class EpisodeWriter:
@@ -57,7 +58,6 @@ class EpisodeWriter:
         self.embodiment = embodiment
         self.path = Path(spool_dir) / self.id
         self._partial = self.path.with_name(f".{self.id}.partial")
-        self._topics = {camera.name: camera.recorded_topic for camera in embodiment.cameras}
         self._connections: dict[str, Connection] = {}
         self._lock = threading.Lock()
         self._open = False
@@ -75,8 +75,9 @@ class EpisodeWriter:
             self._bag = _BagWriter(bag, version=9, storage_plugin=StoragePlugin.MCAP)
             self._bag.set_custom_data(FORMAT_KEY, str(FORMAT))
             self._bag.set_custom_data(EMBODIMENT_KEY, json.dumps(embodiment.to_dict(), sort_keys=True))
-            self._bag.open()
-        self._open = True
+            self._open = True
+            with self._dropped_on_error():
+                self._bag.open()
 
     def write(self, topic: str, type_name: str, stamp_ns: int, cdr_bytes: bytes | memoryview) -> None:
         """Writes one serialised message.
@@ -89,7 +90,7 @@ class EpisodeWriter:
 
         Raises:
             SpoolFull: the disk is full; the episode was dropped from the disk and the writer is closed.
-            EpisodeInvalid: unknown type, the topic has another type, or the writer is closed.
+            EpisodeInvalid: unknown type, the topic has another type, no such time, or the writer is closed.
         """
         with self._lock:
             self._write(topic, type_name, stamp_ns, cdr_bytes)
@@ -163,6 +164,10 @@ class EpisodeWriter:
     def _write(self, topic: str, type_name: str, stamp_ns: int, data: bytes | memoryview) -> None:
         if not self._open:
             raise EpisodeInvalid(f"episode {self.id}: cannot write '{topic}', the episode is closed")
+        if not 0 <= stamp_ns <= _LATEST_NS:
+            raise EpisodeInvalid(
+                f"episode {self.id}: '{topic}': expected a stamp of 0 or more ns, found {stamp_ns}"
+            )
         name = relative_topic(topic)
         with self._dropped_on_error():
             connection = self._connections.get(name)

@@ -51,8 +51,17 @@ def message_class(type_name: str) -> Any:
 
 
 def serialize(message: Any) -> bytes:
-    """Returns a message of `message_class` as CDR."""
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
+    """Returns a message of `message_class` as CDR.
+
+    Raises:
+        EpisodeInvalid: a field has a value that its type does not take.
+    """
+    try:
+        return bytes(typestore().serialize_cdr(message, message.__msgtype__))
+    except (struct.error, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise EpisodeInvalid(
+            f"{message.__msgtype__}: a field has a value of the wrong kind: {error}"
+        ) from error
 
 
 def deserialize(data: bytes | memoryview, type_name: str) -> Any:

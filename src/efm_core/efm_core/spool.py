@@ -8,6 +8,7 @@ full before an episode begins; it does not record (episode_writer.py) and does n
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import socket
@@ -59,8 +60,8 @@ class Spool:
         """
         if quota_bytes <= 0 or reserve_bytes < 0:
             raise BadRequest(
-                f"spool: expected a quota above 0 and a reserve of 0 or more bytes, found {quota_bytes} and "
-                f"{reserve_bytes}"
+                f"spool: expected a quota above 0 and a reserve of 0 or more bytes, found {quota_bytes} "
+                f"and {reserve_bytes}"
             )
         self.path = Path(directory)
         self.quota_bytes = quota_bytes
@@ -99,14 +100,13 @@ class Spool:
             aside = f" ({broken} of them in {BROKEN}, which nothing needs)" if broken else ""
             raise SpoolFull(
                 f"spool {self.path}: {used} of {self.quota_bytes} bytes are used{aside}, "
-                f"{len(self.pending())} "
-                "episodes wait; start the learner that takes them, raise quota_bytes, or move episodes away"
+                f"{len(self.pending())} episodes wait; start the learner that takes them, raise "
+                "quota_bytes, or move episodes away"
             )
         if free - wanted_bytes < self.reserve_bytes:
             raise SpoolFull(
                 f"spool {self.path}: its disk has {free} bytes left, {self.reserve_bytes} are kept in "
-                f"reserve; free some "
-                "space on the disk"
+                "reserve; free some space on the disk"
             )
 
     def acknowledge(self, episode_id: str, sha256: str) -> None:
@@ -126,10 +126,11 @@ class Spool:
         if found != sha256:
             raise TransferCorrupt(
                 f"episode {episode_id}: the learner acknowledged SHA-256 {sha256}, here is {found}; it is "
-                f"kept"
+                "kept"
             )
         # Renamed first: a process that dies while it deletes leaves nothing that looks like an episode.
         doomed = self.path / f".{episode_id}{_ACKNOWLEDGED}"
+        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         sync(self.path)
         shutil.rmtree(doomed)
@@ -156,12 +157,15 @@ class Spool:
             owner = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "an unknown process"
             raise SpoolLocked(
                 f"spool {self.path}: expected it free, found it owned by {owner}; stop that node, or give "
-                f"this one "
-                "a spool of its own"
+                "this one a spool of its own"
             ) from error
-        with suppress(
-            OSError
-        ):  # On a full disk the owner stays unnamed: the spool must be emptied all the same.
+        except OSError as error:
+            raise BadRequest(
+                f"spool {self.path}: expected a file system with locks, found: {error.strerror}; put the "
+                "spool on a local disk"
+            ) from error
+        # On a full disk the owner stays unnamed: the spool must be emptied all the same.
+        with suppress(OSError):
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
@@ -171,20 +175,19 @@ class Spool:
         for item in sorted(self.path.iterdir()):
             if item.name.endswith(_ACKNOWLEDGED):
                 shutil.rmtree(item)
-            elif item.name.endswith(".partial"):
-                if item.is_dir() and not any(
-                    item.iterdir()
-                ):  # Its episode got its final name before the process died.
-                    item.rmdir()
-                    continue
-                target = self.path / BROKEN / item.name.removeprefix(".").removesuffix(".partial")
-                target.parent.mkdir(exist_ok=True)
-                number = 1
-                while target.exists():
-                    number += 1
-                    target = target.with_name(f"{target.name.split('~')[0]}~{number}")
-                broken.append(item.rename(target))
+            elif item.name.endswith(".partial") and item.is_dir():
+                if any(item.iterdir()):
+                    broken.append(item.rename(self._free_name(item.name[1 : -len(".partial")])))
+                else:
+                    item.rmdir()  # The process died after its episode had got its final name.
         return broken
+
+    def _free_name(self, name: str) -> Path:
+        """Returns a path in `.broken/` that is not taken."""
+        folder = self.path / BROKEN
+        folder.mkdir(exist_ok=True)
+        names = (name if number == 1 else f"{name}~{number}" for number in itertools.count(1))
+        return next(folder / item for item in names if not (folder / item).exists())
 
 
 def _size(path: Path) -> int:

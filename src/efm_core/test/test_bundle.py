@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,11 @@ def test_a_full_table_of_files_is_not_taken_for_an_empty_one(tmp_path: Path) -> 
         write_bundle(tmp_path, bundle.manifest, FILES)
     again = write_bundle(tmp_path, dataclasses.replace(bundle.manifest, files={}), FILES)
     assert again.id == bundle.id
+
+
+def test_what_a_dead_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / f".bundle-{name}.partial").mkdir()
+    os.utime(tmp_path / ".bundle-old.partial", (0, 0))
+    bundle = write_bundle(tmp_path, manifest(), FILES)
+    assert {path.name for path in tmp_path.iterdir()} == {bundle.id, ".bundle-new.partial"}

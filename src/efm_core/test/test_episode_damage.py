@@ -52,7 +52,7 @@ def test_a_recorder_killed_at_any_moment_leaves_nothing_that_looks_whole(tmp_pat
     )
     rng = random.Random(1)
     whole = 0
-    for attempt in range(6):
+    for attempt in range(4):
         spool = tmp_path / str(attempt)
         command = [sys.executable, "-c", program, str(spool)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -68,7 +68,7 @@ def test_a_recorder_killed_at_any_moment_leaves_nothing_that_looks_whole(tmp_pat
             assert check_episode(folder) == []
         assert pending == list_episodes(spool)
         whole += len(pending)
-    assert whole >= 6
+    assert whole >= 4
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_inputs_from_before_the_start_do_not_count(tmp_path: Path) -> None:
             lambda writer: write_steps(writer, command=np.zeros(3)),
             "expected 2 numbers a step, found 3 in the command",
         ),
-        (lambda writer: write_steps(writer, tokens=np.zeros(1, np.uint16)), "and 1 tokens of step 0"),
+        (lambda writer: write_steps(writer, tokens=np.zeros(1, np.uint16)), "and 1 tokens in step 0"),
         (
             lambda writer: write_steps(writer, tokens=np.array([21, 0], np.uint16)),
             "within the embodiment's bins",
@@ -357,6 +357,27 @@ def test_a_topic_of_two_types_an_unknown_type_and_an_unknown_camera_are_refused(
         writer.write("other", "std_msgs/msg/Strin", 0, b"")
     with pytest.raises(EmbodimentInvalid, match="did you mean 'top'"):
         writer.write_image("tob", 0, recorded.picture(0))
+
+
+def test_a_message_that_cannot_be_written_harms_no_other(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path, "ep", recorded.embodiment())
+    recorded.write_observation(writer, 0)
+    for stamp_ns in (-1, 1 << 63):
+        with pytest.raises(EpisodeInvalid, match="expected a stamp of 0 or more ns"):
+            writer.write("commands", recorded.ARRAY, stamp_ns, b"")
+    with pytest.raises(EpisodeInvalid, match="wrong kind"):
+        writer.close(recorded.summary("ep", 0, seed=-5))
+    assert check_episode(writer.close(recorded.summary("ep", 0))) == []
+
+
+def test_a_writer_that_cannot_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rosbags.rosbag2.writer.Writer.open", full)
+    with pytest.raises(SpoolFull):
+        EpisodeWriter(tmp_path, "ep", recorded.embodiment())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_threads_may_write_at_once(tmp_path: Path) -> None:

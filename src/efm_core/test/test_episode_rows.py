@@ -190,6 +190,16 @@ def test_chunks_faster_than_the_camera_repeat_its_image_and_never_a_stamp(tmp_pa
     assert episode.images["top"][:, 0, 0, 1].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8]
 
 
+def test_a_person_between_the_steps_of_a_chunk_gets_a_row(tmp_path: Path) -> None:
+    writer = observations(tmp_path, 6)
+    for step, chunk_index, actor in ((0, 0, 1), (1, 1, 1), (2, 0, 3), (3, 3, 1), (4, 4, 1)):
+        stamp = recorded.stamp(step - chunk_index)
+        write_step(writer, stamp, step, chunk_index=chunk_index, actor=actor)
+    episode = read_episode(writer.close(recorded.summary("ep", 5)))
+    assert episode.actors.tolist() == [1, 1, 3, 1, 1, 0]
+    assert episode.stamps.tolist() == [recorded.stamp(step) for step in range(6)]
+
+
 def external(
     directory: Path, commands: list[tuple[float, list[float], str]], steps: int = 6
 ) -> EpisodeWriter:
@@ -207,6 +217,16 @@ def test_commands_that_name_their_observation_make_rows(tmp_path: Path) -> None:
     assert episode.actors.tolist() == [Actor.EXTERNAL] * 6 + [Actor.UNSET]
     assert np.isnan(episode.log_probs).all()
     assert episode.notes == ()
+
+
+def test_commands_that_are_all_sent_twice_still_name_their_observation(tmp_path: Path) -> None:
+    commands = [
+        (step + late, [step, 0.0], f"stamp_ns={recorded.stamp(step)}")
+        for step in range(6)
+        for late in (0.3, 0.6)
+    ]
+    episode = read_episode(external(tmp_path, commands).close(recorded.summary("ep", 6)))
+    assert episode.actions[:6, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_commands_of_their_own_rate_are_read_at_the_control_rate(tmp_path: Path) -> None:
