@@ -157,9 +157,11 @@ class RobotStream:
     def _take(self, taken: _Input) -> None:
         kept = self._kept.setdefault(taken.camera, deque(maxlen=KEPT_INPUTS))
         if kept and taken.stamp_ns <= kept[-1].stamp_ns - SECOND_NS:
-            self._kept.clear()  # The clock was set back: nothing kept belongs to any later episode.
-            kept = self._kept.setdefault(taken.camera, kept)
-            kept.clear()
+            # The clock was set back: nothing that is here belongs to any later episode, nor does the running
+            # one to what comes.
+            for items in self._kept.values():
+                items.clear()
+            self.end()
         kept.append(taken)
         if self.course is not None:
             self._add(taken)
