@@ -16,7 +16,7 @@ import torch
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 
-from efm_core.bundle import Bundle, load_bundle
+from efm_core.bundle import load_bundle
 from efm_core.errors import EfmError, EpisodeDuplicate
 from efm_learner.guard import GuardSettings
 from efm_learner.practice import PracticeSettings
@@ -32,7 +32,7 @@ STATUS_PERIOD_S = 1.0
 FULL_ITERATIONS = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnerParameters(NodeParameters):
     """Parameters of the learner; the settings of practice are those of `PracticeSettings` and `GuardSettings`."""
 
