@@ -137,6 +137,17 @@ def bag_file(folder: Path | str) -> Path:
     return path / f"{path.name}.mcap"
 
 
+def is_episode(folder: Path) -> bool:
+    """Tells whether a folder holds a whole episode, going by its name and its files' names."""
+    if folder.name.startswith(".") or not folder.is_dir():
+        return False
+    try:
+        bag_file(folder)
+    except EfmError:
+        return False
+    return True
+
+
 def list_episodes(directory: Path | str) -> list[Path]:
     """Returns the folders of the whole episodes in a directory, oldest first; none where it does not exist.
 
@@ -147,9 +158,9 @@ def list_episodes(directory: Path | str) -> list[Path]:
     if not root.is_dir():
         return []
     visible = [item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")]
-    robots = [item for item in visible if not _is_episode(item)]
-    inside = [item for robot in robots for item in robot.iterdir() if _is_episode(item)]
-    return sorted([item for item in visible if _is_episode(item)] + inside, key=lambda item: item.name)
+    robots = [item for item in visible if not is_episode(item)]
+    inside = [item for robot in robots for item in robot.iterdir() if is_episode(item)]
+    return sorted([item for item in visible if is_episode(item)] + inside, key=lambda item: item.name)
 
 
 def read_episode_file(folder: Path | str, unread: Iterable[str] = ()) -> EpisodeFile:
@@ -201,16 +212,6 @@ def read_summary(folder: Path | str) -> Summary:
     return _summary(file, topic)
 
 
-def _is_episode(folder: Path) -> bool:
-    if folder.name.startswith(".") or not folder.is_dir():
-        return False
-    try:
-        bag_file(folder)
-    except EfmError:
-        return False
-    return True
-
-
 def _scan(file: Path, unread: frozenset[str]) -> tuple[list[RecordedTopic], Metadata | None]:
     """Returns the topics of a file, and the record in which rosbag2 keeps its metadata."""
     schemas: dict[int, str] = {}
@@ -233,7 +234,8 @@ def _scan(file: Path, unread: frozenset[str]) -> tuple[list[RecordedTopic], Meta
 
 def _records(stream: IO[bytes]) -> Iterator[McapRecord | tuple[int, RawMessage]]:
     """Yields the records of a file in order; messages as (channel, message), which is many times faster."""
-    for record in StreamReader(stream, emit_chunks=True).records:
+    longest = os.fstat(stream.fileno()).st_size  # A damaged length must not claim the memory of the machine.
+    for record in StreamReader(stream, emit_chunks=True, record_size_limit=longest).records:
         if isinstance(record, Message):
             yield record.channel_id, RawMessage(record.log_time, record.data)
         elif isinstance(record, Chunk):

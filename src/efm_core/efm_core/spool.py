@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from efm_core.archive import PartSource
-from efm_core.episode_file import list_episodes
+from efm_core.episode_file import is_episode
 from efm_core.errors import BadRequest, SpoolFull, SpoolLocked, TransferCorrupt
 from efm_core.files import disk_full_is_told, sync
 from efm_core.ids import check_name
@@ -78,12 +78,15 @@ class Spool:
                 raise
 
     def pending(self) -> list[Path]:
-        """Returns the folders of the episodes that wait, oldest first."""
-        return list_episodes(self.path)
+        """Returns the folders of the episodes that wait, oldest first; what is in other folders does not."""
+        return sorted(item for item in self.path.iterdir() if is_episode(item))
 
     def usage(self) -> int:
-        """Returns the bytes of all that is in the folder: episodes that wait, are recorded, or are broken."""
-        return sum(_size(item) for item in self.path.iterdir())
+        """Returns the bytes of all that is in the folder: episodes that wait, are recorded, or are broken.
+
+        A spool inside this one has a quota of its own, and does not count.
+        """
+        return sum(_size(item) for item in self.path.iterdir() if not (item / LOCK_FILE).exists())
 
     def require_space(self, wanted_bytes: int = 0) -> None:
         """Does nothing while there is room for another episode.

@@ -123,3 +123,16 @@ def test_a_partial_folder_is_not_read_as_an_episode(tmp_path: Path) -> None:
     for folder in (tmp_path / ".a.partial", tmp_path / ".a.partial" / "a"):
         with pytest.raises(EpisodeTruncated, match="did not finish"):
             read_episode(folder)
+
+
+def test_folders_inside_a_spool_are_not_part_of_it(tmp_path: Path) -> None:
+    """Episodes that were put aside in a folder below the spool were once handed over, again and again."""
+    with Spool(tmp_path, PLENTY, 0) as spool, Spool(tmp_path / "evaluation", PLENTY, 0) as inner:
+        used = spool.usage()
+        folder = recorded.record(inner.path, "a", steps=2)
+        recorded.record(tmp_path / "aside", "b", steps=2)
+        assert spool.pending() == []
+        assert inner.pending() == [folder]
+        assert inner.usage() > 0
+        aside = sum(path.stat().st_size for path in (tmp_path / "aside" / "b").iterdir())
+        assert spool.usage() == used + aside
