@@ -1,7 +1,7 @@
 """A robot and reward bundles for tests whose answers can be worked out by hand.
 
 The bundle's model sees d = brightness of the newest image + number of words in the instruction - 2 + offset,
-so that an image of brightness 7 under "push it" is seven steps from its goal. An image of brightness 255 makes
+so that an image of brightness 7 under "push it" is seven steps from its goal. One of brightness 255 makes
 it give NaN.
 """
 
@@ -38,7 +38,7 @@ def robot(**changes: Any) -> Embodiment:
                 "width": WIDTH,
                 "height": HEIGHT,
                 "frames": FRAMES,
-                "max_age_s": 1e9,
+                "max_age_s": 1e10,
             }
         ],
         "action": {

@@ -14,7 +14,7 @@ from efm_reward_node.robot_stream import KEPT_INPUTS, Course, RobotStream
 STATE = {
     "topic": "joint_states",
     "interface": "joint_states",
-    "max_age_s": 1e9,
+    "max_age_s": 1e10,
     "entries": [{"name": "x", "unit": "m", "low": -1.0, "high": 1.0}],
 }
 
