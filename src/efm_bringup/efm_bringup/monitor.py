@@ -97,9 +97,7 @@ class FleetMonitor:
         node.create_subscription(EpisodeStatus, f"{namespace}/episode_status", on_status, LATCHED)
         node.create_subscription(EpisodeSummary, f"{namespace}/episode_summary", on_summary, EVENTS)
         if predictions:
-            node.create_subscription(
-                StepsToGo, f"{namespace}/steps_to_go", view.steps_to_go.append, EVENTS
-            )
+            node.create_subscription(StepsToGo, f"{namespace}/steps_to_go", view.steps_to_go.append, EVENTS)
 
     def _on_learner(self, message: LearnerStatus) -> None:
         self.learner = message

@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--robots", default="2", help="number of robots or their names with commas (2)")
     parser.add_argument("--policy", required=True, help="folder of the Stage-1 policy bundle")
     parser.add_argument("--reward", required=True, help="folder of the reward bundle, frozen during practice")
-    parser.add_argument("--verifier", default="", help="folder of a reward bundle trained apart, for the guard")
+    parser.add_argument(
+        "--verifier", default="", help="folder of a reward bundle trained apart, for the guard"
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/practice"), help="folder of the run")
     parser.add_argument("--minutes", type=float, default=0.0, help="longest practice; 0: no limit")
     parser.add_argument("--iterations", type=int, default=0, help="iterations of the learner; 0: no limit")
@@ -58,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
         **parse_assignments(options.arguments),
     }
     result = practise(arguments, options.minutes * 60.0, attach=options.attach)
-    print(f"{result['iterations']} iterations, {result['episodes']} episodes; best policy: {result['best_path']}")
+    print(
+        f"{result['iterations']} iterations, {result['episodes']} episodes; best policy: {result['best_path']}"
+    )
     if result["message"]:
         print(result["message"])
     return 0
@@ -86,7 +90,9 @@ def practise(
             group = stack.enter_context(ProcessGroup(nodes_of("practice", arguments), run / "logs"))
         monitor = stack.enter_context(FleetMonitor(values.robots))
         wait_for(lambda: monitor.learner is not None, "the learner's status", START_DEADLINE_S, group)
-        wait_for(lambda: monitor.finished > 0 or _stopped(monitor), "a first episode", START_DEADLINE_S, group)
+        wait_for(
+            lambda: monitor.finished > 0 or _stopped(monitor), "a first episode", START_DEADLINE_S, group
+        )
         bar = stack.enter_context(tqdm(unit="episode", file=sys.stdout, disable=quiet, mininterval=1.0))
         end = time.monotonic() + seconds if seconds else float("inf")
         began, iteration = time.monotonic(), -1

@@ -36,7 +36,7 @@ def command_of(node: NodeSpec) -> list[str]:
         command += ["--params-file", str(config_file(node.config))]
     for name, value in node.parameters.items():
         command += ["-p", f"{name}:={_yaml(value)}"]
-    return [*command, *node.arguments]
+    return [*command, *node.ros_arguments]
 
 
 @dataclass

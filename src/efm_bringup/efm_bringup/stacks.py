@@ -49,7 +49,7 @@ class NodeSpec:
         config: File below `config/` with the parameters that tune it; empty: none.
         parameters: Deployment parameters; they win over the file.
         remappings: (from, to).
-        arguments: Further command-line arguments of the process, after the ROS ones.
+        ros_arguments: Further arguments for ROS, such as --log-level.
         respawn: Whether it is started again when it dies.
     """
 
@@ -61,7 +61,7 @@ class NodeSpec:
     config: str = ""
     parameters: Mapping[str, object] = field(default_factory=dict)
     remappings: tuple[tuple[str, str], ...] = ()
-    arguments: tuple[str, ...] = ()
+    ros_arguments: tuple[str, ...] = ()
     respawn: bool = True
 
 
@@ -69,7 +69,9 @@ WORLD = Argument("world", "pointmass", "World to simulate: pointmass, table, met
 WORLD_OPTIONS = Argument("world_options", "{}", 'Options of the world as JSON, for example {"blocks": 4}.')
 EMBODIMENT = Argument("embodiment", "", "Embodiment by name or path; empty: the one named like the world.")
 ROBOTS = Argument(
-    "robots", "1", "Number of robots (robot_1, robot_2, ...) or their names with commas between."
+    "robots",
+    "1",
+    "Number of robots (robot_1, robot_2, ...) or their names with commas between; /: one without a name.",
 )
 LOCKSTEP = Argument(
     "lockstep", "true", "The world waits for each command and runs as fast as it can.", ("true", "false")
@@ -79,7 +81,12 @@ EXPERT = Argument(
     "expert_style", "imperfect", "How the scripted expert errs.", ("perfect", "imperfect", "sloppy")
 )
 EXPERT_CHANGES = Argument("expert_changes", "{}", 'Changes to that style as JSON, for example {"fail": 0.3}.')
-SIM_TIME = Argument("use_sim_time", "true", "Nodes take their time from /clock.", ("true", "false"))
+SIM_TIME = Argument(
+    "use_sim_time",
+    "",
+    "Nodes take their time from /clock; empty: yes with simulated worlds, no with simulated:=false.",
+    ("", "true", "false"),
+)
 AUTOSTART = Argument(
     "autostart", "true", "Lifecycle nodes configure and activate themselves.", ("true", "false")
 )
@@ -97,14 +104,16 @@ SPOOL = Argument("spool", "spool", "Folder for recorded episodes; every robot ha
 BUNDLES = Argument("bundles", "bundles", "Folder for bundles that robots fetch.")
 RUN = Argument("run", "runs/practice", "Folder of the practice run; resumed where it exists.")
 LEARNING = Argument(
-    "learning", "{}", 'Settings of the learner as JSON, for example {"iterations": 20}; they win over learner.yaml.'
+    "learning",
+    "{}",
+    'Settings of the learner as JSON, for example {"iterations": 20}; they win over learner.yaml.',
 )
 SIMULATED = Argument(
-    "simulated", "true", "Start the simulated world; false: the robots are real.", ("true", "false")
+    "simulated", "true", "Start the simulated world; false: the robots are there already.", ("true", "false")
 )
 FOLLOW = Argument("follow_models", "true", "Take new policies from the learner.", ("true", "false"))
 
-_EVERY = (AUTOSTART, LOG_LEVEL, SIM_TIME)
+_EVERY = (AUTOSTART, LOG_LEVEL)
 _WORLD = (WORLD, WORLD_OPTIONS, EMBODIMENT, ROBOTS, LOCKSTEP, SEED, EXPERT, EXPERT_CHANGES)
 _CELL = (MODE, POLICY, REWARD, SPOOL, BUNDLES, FOLLOW, DRY_RUN)
 
@@ -127,6 +136,8 @@ class Values(dict[str, str]):
     def robots(self) -> tuple[str, ...]:
         """Names of the robots."""
         text = self["robots"].strip()
+        if text == "/":
+            return ("",)
         if text.isdigit():
             if not 1 <= int(text) <= 64:
                 raise BadRequest(f"robots:={text}: expected 1 to 64 robots")
@@ -140,6 +151,11 @@ class Values(dict[str, str]):
     def embodiment(self) -> str:
         """The embodiment, by name or path."""
         return self["embodiment"] or self["world"].partition(":")[0]
+
+    @property
+    def sim_time(self) -> bool:
+        """Whether nodes take their time from /clock."""
+        return self.flag("use_sim_time" if self["use_sim_time"] else "simulated")
 
     def path(self, name: str) -> str:
         """Returns a path as absolute, so that it means the same in every process; empty stays empty."""
@@ -174,10 +190,10 @@ def cell(values: Values) -> list[NodeSpec]:
     """Policy, reward and episodes for one robot or a fleet."""
     common: dict[str, object] = {
         "embodiment": values.embodiment,
-        "use_sim_time": values.flag("use_sim_time"),
+        "use_sim_time": values.sim_time,
         "autostart": values.flag("autostart"),
     }
-    lockstep = values.flag("lockstep") and values.flag("use_sim_time")
+    lockstep = values.flag("lockstep") and values.sim_time
     models = {**common, "robots": list(values.robots), "lockstep": lockstep}
     practising = values["mode"] == "practice"
     policy: dict[str, object] = {
@@ -264,7 +280,11 @@ def _json(values: Values, name: str) -> dict[str, object]:
 
 
 def _with_world(values: Values, nodes: list[NodeSpec]) -> list[NodeSpec]:
-    return simulation(values) + nodes if values.flag("simulated") else nodes
+    if values.flag("simulated"):
+        return simulation(values) + nodes
+    if not values["embodiment"]:
+        raise BadRequest("simulated:=false needs embodiment:=NAME, the robot's; see config/embodiments")
+    return nodes
 
 
 def collect(values: Values) -> list[NodeSpec]:
@@ -360,4 +380,4 @@ def nodes_of(name: str, given: Mapping[str, str]) -> list[NodeSpec]:
     values = read_arguments(stack, given)
     level = values["log_level"]
     nodes = stack.nodes(values)
-    return [dataclasses.replace(node, arguments=("--log-level", level)) for node in nodes]
+    return [dataclasses.replace(node, ros_arguments=("--log-level", level)) for node in nodes]

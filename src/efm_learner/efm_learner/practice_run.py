@@ -36,9 +36,9 @@ from efm_core.errors import (
     Reason,
     reason_of,
 )
-from efm_core.files import sync, write_synced
+from efm_core.files import write_synced
 from efm_learner.checkpoint import TrainingState, checkpoints, load_checkpoint, save_checkpoint
-from efm_learner.export import OnnxExporter, export_bundle, load_network, save_weights
+from efm_learner.export import OnnxExporter, export_bundle, load_network
 from efm_learner.guard import Guard, GuardSettings, Verdict
 from efm_learner.labelling import Judge
 from efm_learner.practice import IterationReport, PracticeSettings, PracticeTrainer, Rollout
@@ -257,7 +257,8 @@ class PracticeRun:
             parent_id=self.bundle.id,
             version=self.version,
             training={"practice": asdict(self.settings), "reward": self.reward.id},
-            validation=asdict(report),
+            # A figure that is not known has no place in JSON.
+            validation={name: value for name, value in asdict(report).items() if value == value},
             data_ids=[],
             combine=self.first.manifest.combine,
         )

@@ -1,0 +1,187 @@
+"""One self-contained HTML page of a demo: numbers before and after, curves of practice, episodes in pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from efm_core.episode import Episode, list_episodes, read_episode
+from efm_core.errors import BadRequest, EfmError
+
+__all__ = ["write_report"]
+
+FILM_FRAMES = 8
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; text-align: right;
+border-bottom: 1px solid #ddd } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
+caption { text-align: left; color: #555; padding-bottom: .4rem } .note { color: #555 }
+"""
+ROWS = (
+    ("before", "before practice, sampled"),
+    ("after", "after practice, sampled"),
+    ("before_greedy", "before practice, greedy"),
+    ("after_greedy", "after practice, greedy"),
+)
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into a run's folder and returns its path.
+
+    Args:
+        run: Folder with `report.json`, `practice/metrics.jsonl` and `evaluations/`.
+
+    Raises:
+        BadRequest: The folder has no `report.json`.
+    """
+    source = run / "report.json"
+    if not source.is_file():
+        raise BadRequest(f"expected {source}, found nothing; `efm demo` writes it at its end")
+    report = json.loads(source.read_text())
+    parts = [
+        f"<h1>Practice in {html.escape(report['world'])}</h1>",
+        _lead(report),
+        _table(report),
+        "<h2>Practice</h2>",
+        _practice_text(report),
+        _picture(_curves(_metrics(run)), "practice by iteration"),
+        "<h2>Episodes</h2>",
+        *_films(run),
+    ]
+    page = f"<!doctype html><meta charset='utf-8'><title>EFM report</title><style>{STYLE}</style>{''.join(parts)}"
+    path = run / "report.html"
+    partial = path.with_suffix(".partial")
+    partial.write_text(page)
+    partial.rename(path)
+    return path
+
+
+def _lead(report: dict[str, Any]) -> str:
+    before, after = report["before"], report["after"]
+    return (
+        f"<p>{report['demonstrations']} demonstrations, then {report['practice']['episodes']} episodes of practice by "
+        f"{report['robots']} robots. True success went from <b>{before['true_success']:.2f}</b> to "
+        f"<b>{after['true_success']:.2f}</b>.</p><p class='note'>True success is counted by the simulator and was "
+        "never shown to anything that learns. Detected success is what the robots themselves believe.</p>"
+    )
+
+
+def _table(report: dict[str, Any]) -> str:
+    head = ("policy", "episodes", "true success", "95 % interval", "detected", "false", "missed", "steps")
+    lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
+    for key, label in ROWS:
+        row = report[key]
+        low, high = row["interval"]
+        cells = [
+            label,
+            row["episodes"],
+            f"{row['true_success']:.2f}",
+            f"{low:.2f} – {high:.2f}",
+            *(f"{row[name]:.2f}" for name in ("detected_success", "false_success", "missed_success")),
+            f"{row['mean_steps']:.1f}",
+        ]
+        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    caption = "<caption>The same fixed seeds in every row; nobody learns from these episodes.</caption>"
+    return f"<table>{caption}{''.join(lines)}</table>"
+
+
+def _practice_text(report: dict[str, Any]) -> str:
+    practice, detector = report["practice"], report["detector"]
+    minutes = {name: f"{seconds / 60:.1f}" for name, seconds in report["seconds"].items()}
+    text = (
+        f"{practice['iterations']} iterations, {practice['updates']} updates, {practice['steps']} control steps, "
+        f"{practice['refused']} episodes refused as stale; the learner waited for robots {practice['idle_share']:.0%} "
+        f"of the time. Success: at most {detector['threshold']:.2f} predicted steps to go, {detector['hold']} "
+        f"observations in a row. Minutes: {', '.join(f'{name} {value}' for name, value in minutes.items())}."
+    )
+    message = f"<p><b>{html.escape(practice['message'])}</b></p>" if practice["message"] else ""
+    return f"<p>{text}</p>{message}"
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "practice" / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _curves(metrics: Sequence[dict[str, Any]]) -> plt.Figure:
+    panels = (
+        ("success", (("detected", "detected"), ("verified", "confirmed by the verifier"))),
+        ("discounted return", (("mean_return", ""),)),
+        ("steps per episode", (("mean_steps", ""),)),
+        ("steps-to-go at the end", (("steps_to_go_last", ""),)),
+        ("KL from Stage 1 [nats]", (("kl", ""),)),
+        ("entropy [nats]", (("entropy", ""),)),
+    )
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), layout="constrained")
+    iterations = [line["iteration"] for line in metrics]
+    for axis, (title, lines) in zip(axes.flat, panels, strict=True):
+        for key, label in lines:
+            values = [line.get(key) for line in metrics]
+            axis.plot(iterations, [np.nan if v is None else v for v in values], label=label or None)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("iteration", fontsize=8)
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylim(-0.02, 1.02)
+    axes.flat[0].legend(fontsize=8)
+    return figure
+
+
+def _films(run: Path) -> list[str]:
+    """One episode before and one after, on the same seed: frames where there is a camera, else d over time."""
+    report = json.loads((run / "report.json").read_text())
+    episodes = {episode.summary.seed: [] for episode in ()}
+    for folder in list_episodes(run / "evaluations")[:400]:
+        try:
+            episode = read_episode(folder)
+        except EfmError:
+            continue
+        episodes.setdefault(episode.summary.seed, []).append(episode)
+    pairs = [found for _, found in sorted(episodes.items()) if len(found) >= 2][:3]
+    if not pairs:
+        return [f"<p class='note'>No recorded evaluation of {html.escape(report['world'])} was found.</p>"]
+    return [_picture(_film(found[0], found[-1]), f"seed {found[0].summary.seed}") for found in pairs]
+
+
+def _film(before: Episode, after: Episode) -> plt.Figure:
+    cameras = list(before.images)
+    columns = FILM_FRAMES if cameras else 1
+    figure = plt.figure(figsize=(11, 4.6 if cameras else 3), layout="constrained")
+    grid = figure.add_gridspec(3 if cameras else 1, columns, height_ratios=[1, 1, 1.2] if cameras else None)
+    for row, (name, episode) in enumerate((("before", before), ("after", after)) if cameras else ()):
+        for column, index in enumerate(np.linspace(0, len(episode) - 1, columns).astype(int)):
+            axis = figure.add_subplot(grid[row, column])
+            axis.imshow(episode.images[cameras[0]][index])
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(f"{name} {index}" if column == 0 else str(index), fontsize=8)
+    axis = figure.add_subplot(grid[-1, :])
+    for name, episode in (("before", before), ("after", after)):
+        axis.plot(episode.steps_to_go, label=f"{name}: {episode.summary.end_reason.name.lower()}")
+    axis.set_xlabel("control step")
+    axis.set_ylabel("predicted steps to go")
+    axis.set_title(f"seed {before.summary.seed}: {before.instruction}", fontsize=10)
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _picture(figure: plt.Figure, alternative: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f"<p><img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'></p>"
