@@ -83,7 +83,7 @@ def combine(
 
     Returns:
         d [B] in steps; spread [B], standard deviation in steps of the combined distribution; disagreement
-        [B], standard deviation in steps of d between the heads (0 with one head); probabilities [B, K].
+        [B], largest difference in steps between the heads' own d (0 with one head); probabilities [B, K].
 
     Raises:
         ValueError: wrong shape, no heads, or an unknown way to combine.
@@ -98,7 +98,8 @@ def combine(
         probabilities = each[np.arange(len(each)), of_heads.argmax(axis=1)]
     else:
         raise ValueError(f"combination of heads: expected 'mean' or 'max', found '{how}'")
-    return bins.expectation(probabilities), bins.spread(probabilities), of_heads.std(axis=1), probabilities
+    disagreement = np.ptp(of_heads, axis=1)
+    return bins.expectation(probabilities), bins.spread(probabilities), disagreement, probabilities
 
 
 def softmax(logits: FloatArray) -> FloatArray:

@@ -88,9 +88,9 @@ def test_heads_that_agree_do_not_disagree():
 def test_the_mean_of_heads_is_between_them_and_the_greatest_is_the_pessimist():
     heads = np.stack([one_hot(0), one_hot(10)], axis=1) * 100
     mean, spread, disagreement, _ = combine(heads, "mean", BINS)
-    np.testing.assert_allclose([mean[0], spread[0], disagreement[0]], [21.5, 20, 20], rtol=1e-5)
+    np.testing.assert_allclose([mean[0], spread[0], disagreement[0]], [21.5, 20, 40], rtol=1e-5)
     greatest, spread, disagreement, probabilities = combine(heads, "max", BINS)
-    np.testing.assert_allclose([greatest[0], disagreement[0]], [41.5, 20], rtol=1e-5)
+    np.testing.assert_allclose([greatest[0], disagreement[0]], [41.5, 40], rtol=1e-5)
     np.testing.assert_allclose(probabilities, one_hot(10), atol=1e-6)
 
 
