@@ -258,6 +258,9 @@ def _trace(network: EfmNetwork, outputs: Sequence[str]) -> onnx.ModelProto:
             output_names=list(outputs),
             dynamic_shapes=(tuple({0: free} for _ in batch),),
             dynamo=True,
+            # The optimiser would fold weights into new constants, which later exports could not replace;
+            # ONNX Runtime folds them when it loads the graph.
+            optimize=False,
             verbose=False,
         )
     network.train(was_training)

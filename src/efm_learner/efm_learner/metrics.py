@@ -14,16 +14,16 @@ class MetricsWriter:
 
     Args:
         run: Folder of the run.
-        step: First step that will be written; what an interrupted run wrote from there on is removed.
+        step: Steps done so far; what an interrupted run wrote of later ones is removed.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
-        kept = [entry for entry in read_metrics(run) if entry["step"] < step] if path.exists() else []
+        kept = [entry for entry in read_metrics(run) if entry["step"] <= step] if path.exists() else []
         path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the values of a step; names like "train/loss" are grouped by their first word."""

@@ -149,7 +149,8 @@ def train(
                 report.close()
                 raise Interrupted(f"stopped after step {state.step} of {config.steps}; run again to go on")
     report.close()
-    accelerator.wait_for_everyone()
+    # Only the main process chose; the others read its files.
+    (state.best,) = accelerate.utils.broadcast_object_list([state.best])
     seconds = max(time.monotonic() - started, 1e-9)
     rate = (state.step - first_step) * sum(batches.counts) / seconds
     return Trained(chooser.network(POLICY), chooser.network(REWARD), state, rate)

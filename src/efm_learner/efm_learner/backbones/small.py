@@ -3,8 +3,9 @@
 At most one million trained parameters, so that two CPU cores can train it. A short convolutional stem makes a
 grid of visual tokens that keep their coordinates. The words of the instruction, in order, go through one
 self-attention layer; a few slots read from them what to look for and attend to the visual tokens. The
-attended features and coordinates of all slots are concatenated with the state. There is no global average
-pooling, which would lose positions, and no pooled sentence vector, which would lose who pushes what.
+attended features and coordinates of all slots are concatenated with what they look for and with the state.
+There is no global average pooling, which would lose positions, and no pooled sentence vector, which would
+lose who pushes what.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from efm_learner.backbones.parts import StateNormalisation, perceptron
 
 # Added to attention scores of padding; finite, so that an empty instruction attends evenly instead of NaN.
 PADDING_SCORE = -1e4
+
+# Standard deviation of the attention scores of an untrained network, roughly.
+SHARPNESS = 3.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Stem(nn.Module):
             layers += [nn.Conv2d(inputs, units, kernel, stride, padding=(kernel - 1) // 2), nn.ReLU()]
             inputs = units
         self.convolutions = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(inputs)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns tokens [B, N, channels + 2] for images uint8 [B, T, H, W, 3]; the last two are x, y."""
@@ -71,7 +76,7 @@ class Stem(nn.Module):
         y = torch.linspace(-1, 1, rows, device=grid.device).view(rows, 1).expand(rows, columns)
         x = torch.linspace(-1, 1, columns, device=grid.device).view(1, columns).expand(rows, columns)
         place = torch.stack([x, y], dim=-1).reshape(1, rows * columns, 2).expand(batch, -1, -1)
-        return torch.cat([grid.flatten(2).transpose(1, 2), place], dim=2)
+        return torch.cat([self.norm(grid.flatten(2).transpose(1, 2)), place], dim=2)
 
 
 class InstructionReader(nn.Module):
@@ -130,8 +135,11 @@ class SmallBackbone(nn.Module):
                 f"backbone 'small': expected instructions of kind 'none' or 'hashed_words', found "
                 f"{self.instruction['kind']!r}"
             )
-        self.queries = nn.Linear(chosen.width, chosen.width)
-        size = slots * (chosen.value_size + 2) + embodiment.state_size
+        self.queries = nn.Sequential(nn.LayerNorm(chosen.width), nn.Linear(chosen.width, chosen.width))
+        # Attention must differ between places from the start, or no gradient tells it where to look.
+        self.sharpness = nn.Parameter(torch.full((slots, 1), SHARPNESS * chosen.width**-0.5))
+        self.gist = nn.Linear(slots * chosen.width, chosen.width)
+        size = slots * (chosen.value_size + 2) + chosen.width + embodiment.state_size
         self.layers = perceptron(size, chosen.hidden)
         self.feature_size = chosen.hidden[-1]
 
@@ -142,8 +150,8 @@ class SmallBackbone(nn.Module):
             wanted = self.free_slots.expand(first.shape[0], -1, -1)
         else:
             wanted = self.reader(batch[INSTRUCTION])
-        queries = self.queries(wanted) * self.settings.width**-0.5
-        seen: list[torch.Tensor] = []
+        queries = self.queries(wanted) * self.sharpness
+        seen: list[torch.Tensor] = [self.gist(wanted.flatten(1))]
         slots = self.settings.slots
         for index, camera in enumerate(self.cameras):
             tokens = self.stems[index](batch[image_input(camera)])

@@ -1,0 +1,79 @@
+"""`efm sft` from bags to bundles that the nodes can run."""
+
+import json
+
+import dots
+import numpy as np
+import pytest
+import yaml
+
+from efm_core.bundle import load_bundle
+from efm_core.episode import list_episodes, read_episode
+from efm_core.errors import BadRequest
+from efm_core.observation import Observation
+from efm_core.onnx_model import OnnxModel
+from efm_learner.sft_command import config_from, main
+
+NEEDED = ["--episodes", "e", "--embodiment", "table", "--out", "o"]
+
+
+def test_demonstrations_become_a_policy_bundle_and_a_calibrated_reward_bundle(tmp_path, capsys):
+    for episode in dots.episodes(16, 8):
+        dots.record(tmp_path / "episodes", episode)
+    embodiment = tmp_path / "dots.yaml"
+    embodiment.write_text(yaml.safe_dump(dots.embodiment().to_dict()))
+    code = main(
+        ["--episodes", str(tmp_path / "episodes"), "--embodiment", str(embodiment),
+         "--out", str(tmp_path / "run"), "--backbone", "state", "--steps", "60",
+         "--batch-size", "64", "--learning-rate", "0.005",
+         "--rest-steps", str(dots.REST), "--validation-share", "0.25", "--heads", "2", "--combine", "max"]
+    )  # fmt: skip
+    assert code == 0
+    told = capsys.readouterr().out
+    assert "success when d <=" in told and "4 successful and 2 unsuccessful" in told
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    policy, reward = (
+        load_bundle(tmp_path / "run" / "bundles" / result[kind]) for kind in ("policy", "reward")
+    )
+    assert policy.manifest.kind == "policy" and policy.manifest.parity["source"] == "episode frames"
+    assert policy.manifest.success_threshold is None
+    assert reward.manifest.success_threshold == result["calibration"]["detector"]["threshold"]
+    assert reward.manifest.combine == "max" and reward.manifest.heads == 2
+    assert len(reward.manifest.data_ids) == 18
+    assert "expected_false_success" in reward.manifest.validation["calibration"]["detector"]
+
+    episode = read_episode(list_episodes(tmp_path / "episodes")[0])
+    observation = Observation(
+        int(episode.stamps[0]), {"top": episode.images["top"][[0, 0]]}, episode.state[0]
+    )
+    outputs = OnnxModel(policy).run([observation], [episode.instruction])
+    assert np.isfinite(outputs.action_logits).all() and outputs.steps_to_go_logits is None
+
+
+def test_options_and_dotted_settings_reach_the_configuration(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("heads: 3\nbackbone: {name: small, slots: 8}\nmixture: {mismatched: 0.1}\n")
+    config = config_from(
+        [*NEEDED, "--config", str(file), "--censored", "0", "--set", "labelling.censored_margin=4",
+         "--set", "backbone.width=32", "--tell-instruction", "0.5"]
+    )  # fmt: skip
+    assert config.heads == 3 and config.mixture.mismatched == 0.1 and config.mixture.censored == 0
+    assert config.labelling.censored_margin == 4 and config.backbone == {
+        "name": "small",
+        "slots": 8,
+        "width": 32,
+    }
+    assert config.mixture.instruction and config.instruction_weight == 0.5
+
+
+def test_a_misspelt_setting_names_the_nearest_one():
+    with pytest.raises(BadRequest, match="did you mean 'censored'"):
+        config_from([*NEEDED, "--set", "mixture.censord=1"])
+    with pytest.raises(BadRequest, match="expected KEY=VALUE"):
+        config_from([*NEEDED, "--set", "heads"])
+
+
+def test_an_error_is_told_in_one_line(tmp_path, capsys):
+    arguments = ["--episodes", str(tmp_path), "--embodiment", "table", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("efm sft: ")
