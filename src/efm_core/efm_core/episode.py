@@ -75,6 +75,7 @@ class Episode:
         steps_to_go: float32 [N], as the reward node labelled live; NaN where it did not.
         policy_bundle_ids: bundles that acted, in order.
         reward_bundle_ids: bundles that labelled, in order.
+        topics: all that were recorded, those that are not read as well.
         notes: oddities that do not make the episode unusable, for people.
     """
 
@@ -96,6 +97,7 @@ class Episode:
     steps_to_go: npt.NDArray[np.float32]
     policy_bundle_ids: tuple[str, ...]
     reward_bundle_ids: tuple[str, ...]
+    topics: frozenset[str]
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -147,6 +149,7 @@ def read_episode(path: Path | str) -> Episode:
         steps_to_go=labels,
         policy_bundle_ids=bundle_ids(step.bundle_id for step in rows.steps),
         reward_bundle_ids=reward_bundles,
+        topics=frozenset(file.topics),
         notes=tuple(_notes(file, rows)),
     )
 
