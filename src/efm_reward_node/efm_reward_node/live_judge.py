@@ -111,8 +111,8 @@ class LiveJudge:
             inputs = RobotInputs(
                 embodiment,
                 name,
-                partial(self._add, stream.add_image),
-                partial(self._add, stream.add_state),
+                partial(self._add, stream, stream.add_image),
+                partial(self._add, stream, stream.add_state),
                 partial(self._complain, robot),
                 self._now_ns,
             )
@@ -148,16 +148,22 @@ class LiveJudge:
         for robot in idle:
             self._tell_active(robot, model, 0.0)
 
+    def why_nothing_new(self, robot: LiveRobot) -> str:
+        """Says which input of a robot is missing or too old; empty: none is."""
+        with self._changed:
+            return robot.stream.why_nothing_new()
+
     # In the thread "observations"
 
     def _take(self) -> None:
         while not self._closing:
             self._intake.take(LONGEST_WAIT_S)
 
-    def _add(self, add: Callable[..., None], *values: Any) -> None:
+    def _add(self, stream: RobotStream, add: Callable[..., None], *values: Any) -> None:
         with self._changed:
             add(*values)
-            self._changed.notify_all()
+            if stream.waiting:
+                self._changed.notify_all()
 
     def _instruct(self, robot: LiveRobot, message: Instruction) -> None:
         course = robot.stream.course

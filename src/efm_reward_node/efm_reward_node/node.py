@@ -8,6 +8,7 @@ for it.
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,9 @@ class RewardNode(EfmLifecycleNode):
         return model
 
     def _model_is_ready(self, model: RewardModel) -> None:
-        if not self.parameters.follow_models:
-            self._supply.unfollow()
-        live = self._live
+        supply, live = self._supply, self._live
+        if supply is not None and not self.parameters.follow_models:
+            supply.unfollow()
         if live is not None:
             live.model_is_ready(model)
 
@@ -146,6 +147,10 @@ class RewardNode(EfmLifecycleNode):
             labels = label_episode(model, episode, request.instruction, self._labels_no_more)
         except EfmError as error:
             answer.reason, answer.message = int(reason_of(error)), str(error)
+            return answer
+        except Exception as error:  # noqa: BLE001 - one odd recording must not end the judging of robots
+            self.get_logger().error(f"label_episode {request.path}: {traceback.format_exc()}")
+            answer.reason, answer.message = int(Reason.INTERNAL), f"{type(error).__name__}: {error}"
             return answer
         answer.reason = int(Reason.OK)
         answer.stamps = [ns_to_stamp(stamp) for stamp in labels.stamps]
@@ -181,14 +186,14 @@ class RewardNode(EfmLifecycleNode):
             refused=f"{refusal.bundle_id}: {refusal.message}" if refusal is not None else "",
         )
         for robot in live.robots if live is not None else ():
-            self._diagnose_robot(robot)
+            self._diagnose_robot(live, robot)
 
-    def _diagnose_robot(self, robot: LiveRobot) -> None:
+    def _diagnose_robot(self, live: LiveJudge, robot: LiveRobot) -> None:
         course, stream = robot.stream.course, robot.stream
         quiet_s = time.monotonic() - robot.judged_s
         level, message = OK, "no episode runs" if course is None else "judges"
         if course is not None and quiet_s > QUIET_S:
-            level, message = WARN, f"nothing judged for {quiet_s:.1f} s: {stream.why_nothing_new()}"
+            level, message = WARN, f"nothing judged for {quiet_s:.1f} s: {live.why_nothing_new(robot)}"
         if robot.new_complaint:
             level, message, robot.new_complaint = WARN, robot.complaint, False
         self.diagnose(

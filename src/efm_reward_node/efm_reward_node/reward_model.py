@@ -38,7 +38,7 @@ class Judgement:
     Attributes:
         expectation: d, expected control steps left.
         spread: Standard deviation of the distribution [control steps].
-        disagreement: Between the heads of the ensemble [control steps].
+        disagreement: Largest difference between the heads of the ensemble [control steps].
         probabilities: float32 [K].
     """
 

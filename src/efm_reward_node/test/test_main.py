@@ -82,7 +82,7 @@ def test_the_process_judges_and_ends_in_order_at_a_signal(launch, node, spinner,
     os.kill(process.pid, number)
     spinner.until(lambda: process.poll() is not None, "the end of the process")
     assert process.returncode == 0, process.stdout.read()
-    assert time.monotonic() - asked < 2.0
+    assert time.monotonic() - asked < 5.0  # 0.3 s on an idle machine.
 
 
 def test_a_process_with_a_wrong_bundle_says_so_and_exits_with_one(launch, spinner, tmp_path):

@@ -198,11 +198,19 @@ class _FollowJointTrajectory:
                 "found none; install ros-jazzy-control-msgs, or use joint_trajectory"
             ) from error
         self._goal = FollowJointTrajectory.Goal
+        self._logger = node.get_logger()
+        self._name = name
         self._client = ActionClient(node, FollowJointTrajectory, name)
 
     def send(self, trajectory: JointTrajectory) -> None:
         if self._client.server_is_ready():
             self._client.send_goal_async(self._goal(trajectory=trajectory))
+        else:
+            self._logger.error(
+                f"nobody serves the action '{self._name}': the robot does not get its commands; is the "
+                "controller active?",
+                throttle_duration_sec=5.0,
+            )
 
     def destroy(self) -> None:
         self._client.destroy()

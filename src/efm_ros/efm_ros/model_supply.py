@@ -247,6 +247,8 @@ class ModelSupply(Generic[AnyModel]):
                 shutil.rmtree(path, ignore_errors=True)
             raise
         with self._changed:
+            if self._closing:
+                return
             self._previous, self._current = self._current, model
             self._refusal = None
         self._tell(model.id, ModelStatus.STATE_READY)

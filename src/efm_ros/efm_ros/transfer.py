@@ -234,8 +234,10 @@ class EpisodeSender:
             self._refused[request.episode_id] = answer.message
             self._told(request.episode_id, reason, answer.message)
             return True
-        if reason not in (Reason.OK, Reason.TRANSFER_CORRUPT):
+        if reason in (Reason.PAUSED, Reason.SPOOL_FULL, Reason.NOT_ACTIVE):
             raise LearnerPaused(f"{reason.name}: {answer.message}")
+        if reason not in (Reason.OK, Reason.TRANSFER_CORRUPT):
+            raise EfmError(f"{reason.name}: {answer.message}")
         return False
 
 

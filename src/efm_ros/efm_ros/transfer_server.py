@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,9 +84,9 @@ class EpisodeReceiver:
         except EfmError as error:
             answer.reason, answer.message = int(reason_of(error)), str(error)
             answer.next_offset = self._receivers[name].next_offset if name in self._receivers else 0
-        except OSError as error:
-            answer.reason, answer.message = int(Reason.INTERNAL), str(error)
-            self._logger.error(f"episode {name}: {error}")
+        except Exception as error:  # noqa: BLE001 - one odd episode must not keep the others away
+            answer.reason, answer.message = int(Reason.INTERNAL), f"{type(error).__name__}: {error}"
+            self._logger.error(f"episode {name}: {traceback.format_exc()}")
         return answer
 
     def _add(self, request: SubmitEpisode.Request) -> tuple[int, str]:

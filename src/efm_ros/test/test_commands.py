@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from geometry_msgs.msg import TwistStamped
+from rclpy.action import ActionServer
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -199,3 +200,24 @@ def test_follow_joint_trajectory_without_control_msgs_says_what_to_install(world
     monkeypatch.setitem(sys.modules, "control_msgs", None)
     with pytest.raises(EmbodimentInvalid, match="install ros-jazzy-control-msgs"):
         CommandChannel(world.commander, embodiment("follow_joint_trajectory"))
+
+
+def test_every_trajectory_is_a_goal_and_the_same_on_a_topic(world):
+    """Needs control_msgs, which only a ROS 2 of the distribution has."""
+    action = pytest.importorskip("control_msgs.action").FollowJointTrajectory
+    goals = []
+
+    def follow(handle):
+        goals.append(handle.request.trajectory)
+        handle.succeed()
+        return action.Result()
+
+    server = ActionServer(world.listener, action, "command", follow)
+    channel, heard = world.open(interface="follow_joint_trajectory")
+    world.spinner.until(channel._trajectories._client.server_is_ready, "the controller")
+    channel.send(np.array([0.25, -0.5]), STAMP_NS)
+    world.spinner.until(lambda: goals and heard, "the goal and the message")
+    assert goals == heard
+    values, _ = decode_command(embodiment("follow_joint_trajectory"), goals[0])
+    np.testing.assert_array_equal(values, [0.25, -0.5])
+    server.destroy()

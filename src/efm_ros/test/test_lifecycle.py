@@ -115,7 +115,7 @@ def test_after_a_signal_the_last_command_holds_still_and_the_exit_code_is_zero(l
     assert node.heard[-1] == 0.0
     assert code == 0, output
     assert output == "released\n"
-    assert seconds < 2.0
+    assert seconds < 5.0  # 0.2 s on an idle machine.
 
 
 def test_a_second_signal_during_the_stop_changes_nothing(launch):

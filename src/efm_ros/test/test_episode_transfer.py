@@ -1,4 +1,4 @@
-"""Episodes and bundles get through whatever is cut, away, paused or broken in between (real services)."""
+"""Episodes get to the learner whatever is cut, away, paused or broken in between (real services)."""
 
 import shutil
 import threading
@@ -6,109 +6,17 @@ import threading
 import numpy as np
 import pytest
 from rclpy.node import Node
+from transfer_learner import quick
 
 from efm_core.archive import MAX_PART_BYTES, PartSource
-from efm_core.bundle import BundleManifest, load_bundle, write_bundle
-from efm_core.embodiment import Embodiment
-from efm_core.errors import BundleUnknown, EpisodeStale, Reason, TransferCorrupt, WaitTimeout
+from efm_core.errors import EpisodeStale, Reason, WaitTimeout
 from efm_core.spool import Spool
-from efm_msgs.msg import ModelInfo
 from efm_msgs.srv import GetBundle, SubmitEpisode
-from efm_ros.qos import MODELS
-from efm_ros.testing import Spinner
-from efm_ros.transfer import Asker, BackOff, BundleFetcher, EpisodeSender
-from efm_ros.transfer_server import BundleServer, EpisodeReceiver
+from efm_ros.transfer import Asker, BackOff, EpisodeSender
 
 EPISODE = "20261122T140102Z-1a2b3c4d"
 OTHER = "20261122T150102Z-1a2b3c4d"
 LARGE = int(2.5 * MAX_PART_BYTES)
-EMBODIMENT = Embodiment.from_dict(
-    {
-        "name": "one_wheel",
-        "control_rate_hz": 10.0,
-        "max_steps": 10,
-        "state": {
-            "topic": "state",
-            "interface": "float64_multi_array",
-            "entries": [{"name": "place", "unit": "m", "low": -1.0, "high": 1.0}],
-        },
-        "action": {
-            "interface": "float64_multi_array",
-            "topic": "command",
-            "dimensions": [
-                {
-                    "name": "speed",
-                    "low": -1.0,
-                    "high": 1.0,
-                    "bins": 3,
-                    "unit": "m/s",
-                    "max_rate": float("inf"),
-                }
-            ],
-        },
-        "steps_to_go": {"bins": 5, "width": 1},
-        "reset": {"method": "none"},
-    }
-)
-
-
-def quick():
-    return BackOff(first_s=0.02, longest_s=0.05)
-
-
-class Learner:
-    """A learner that only takes episodes and gives bundles, and can be taken down and set up again."""
-
-    def __init__(self, folder, spinner):
-        self.folder, self.spinner = folder, spinner
-        self.taken, self.requests = [], []
-        self.accepting, self.refuse, self.node = True, None, None
-
-    def set_up(self):
-        self.node = Node("learner", namespace="/learner")
-        self.receiver = EpisodeReceiver(self.node, self.folder / "inbox", self._take, lambda: self.accepting)
-        serve = self.receiver.service.callback
-
-        def count(request, answer):
-            self.requests.append((request.episode_id, request.offset, len(request.data)))
-            return serve(request, answer)
-
-        self.receiver.service.callback = count
-        self.bundles = BundleServer(self.node, self.folder / "bundles")
-        self.spinner.executor.add_node(self.node)
-
-    def take_down(self):
-        self.spinner.executor.remove_node(self.node)
-        self.node.destroy_node()
-        self.node = None
-
-    def _take(self, folder, robot):
-        if self.refuse is not None:
-            raise self.refuse
-        self.taken.append((folder.name, robot, PartSource(folder).sha256()))
-
-
-@pytest.fixture
-def spinner(ros):
-    spinner = Spinner()
-    yield spinner
-    spinner.close()
-
-
-@pytest.fixture
-def robot(spinner):
-    node = Node("episodes", namespace="/robot_1")
-    spinner.executor.add_node(node)
-    yield node
-    node.destroy_node()
-
-
-@pytest.fixture
-def learner(spinner, tmp_path):
-    learner = Learner(tmp_path / "learner", spinner)
-    yield learner
-    if learner.node is not None:
-        learner.take_down()
 
 
 @pytest.fixture
@@ -227,6 +135,21 @@ def test_an_episode_that_is_refused_for_good_is_kept_and_the_next_one_goes_out(
     assert not (learner.folder / "inbox" / EPISODE).exists()
 
 
+def test_an_episode_that_the_learner_stumbles_over_does_not_keep_the_next_one_back(
+    learner, sender, spool, spinner
+):
+    record(spool, EPISODE, size=100)
+    record(spool, OTHER, size=100)
+    learner.refuse = ZeroDivisionError("a bug of the learner")
+    learner.set_up()
+    sender.start()
+    spinner.until(lambda: len({words[0] for words in sender.all_told}) == 2, "an attempt with both")
+    assert len(spool.pending()) == 2
+    assert "ZeroDivisionError: a bug of the learner" in sender.all_told[0][2]
+    learner.refuse = None
+    spinner.until(lambda: not spool.pending(), "an empty spool")
+
+
 def test_the_same_episode_is_acknowledged_again_and_not_taken_twice(
     learner, sender, spool, spinner, tmp_path
 ):
@@ -297,125 +220,3 @@ def test_pauses_double_up_to_the_longest_and_begin_again_after_a_success():
         assert 0.75 * middle <= pause <= 1.25 * middle
     back_off.reset()
     assert back_off.pause() <= 1.25
-
-
-# Bundles
-
-
-def make_bundle(folder, size=LARGE, seed=0):
-    manifest = BundleManifest(
-        kind="reward",
-        embodiment=EMBODIMENT.to_dict(),
-        inputs={"observation.state": {"shape": ["B", 1], "dtype": "float32"}},
-        outputs={"steps_to_go_logits": {"shape": ["B", 1, 5], "dtype": "float32"}},
-        opset=18,
-        version=3,
-    )
-    return write_bundle(folder, manifest, {"model.onnx": np.random.default_rng(seed).bytes(size)})
-
-
-class Fetching:
-    """Runs a fetch in a thread, since the test spins the nodes."""
-
-    def __init__(self, fetcher, info, **options):
-        self.path = self.error = None
-        self._arguments = (info.bundle_id, info.archive_size, info.archive_sha256), options
-        self._fetcher = fetcher
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self):
-        positional, options = self._arguments
-        try:
-            self.path = self._fetcher.fetch(*positional, **options)
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            self.error = error
-
-    def result(self, spinner):
-        spinner.until(lambda: not self.thread.is_alive(), "the end of the fetch")
-        if self.error is not None:
-            raise self.error
-        return self.path
-
-
-@pytest.fixture
-def fetcher(robot, tmp_path):
-    fetcher = BundleFetcher(robot, tmp_path / "cache", "/learner", quick())
-    yield fetcher
-    fetcher.stop()
-    fetcher.destroy()
-
-
-@pytest.fixture
-def announced(learner):
-    learner.set_up()
-    bundle = make_bundle(learner.folder / "bundles")
-    return learner.bundles.announce(bundle)
-
-
-def test_a_late_joiner_hears_of_a_bundle_and_fetches_it_whole(announced, robot, fetcher, spinner, learner):
-    heard = []
-    robot.create_subscription(ModelInfo, "/learner/models", heard.append, MODELS)
-    spinner.until(lambda: heard, "the announcement")
-    info = heard[0]
-    assert (info.kind, info.version, info.embodiment_digest) == (ModelInfo.KIND_REWARD, 3, EMBODIMENT.digest)
-    path = Fetching(fetcher, info).result(spinner)
-    assert load_bundle(path).id == info.bundle_id
-    assert [item.name for item in (path.parent / ".fetching.robot_1.episodes").iterdir()] == []
-
-
-def test_a_fetch_goes_on_where_it_was_cut(announced, fetcher, spinner, learner, tmp_path):
-    fetching = Fetching(fetcher, announced)
-    own = tmp_path / "cache" / ".fetching.robot_1.episodes"
-
-    def size():
-        return sum(part.stat().st_size for part in own.glob(".*.part"))
-
-    spinner.until(lambda: size() >= MAX_PART_BYTES, "the first part")
-    learner.take_down()
-    kept = size()
-    learner.set_up()
-    offsets = []
-    serve = learner.bundles.service.callback
-    learner.bundles.service.callback = lambda request, answer: (
-        offsets.append(request.offset) or serve(request, answer)
-    )
-    assert load_bundle(fetching.result(spinner)).id == announced.bundle_id
-    assert min(offsets) >= kept
-
-
-def test_a_bundle_that_is_there_already_is_not_fetched_again(announced, fetcher, spinner, learner):
-    path = Fetching(fetcher, announced).result(spinner)
-    learner.take_down()
-    assert fetcher.fetch(announced.bundle_id, announced.archive_size, announced.archive_sha256) == path
-
-
-def test_two_nodes_can_share_one_cache(announced, fetcher, robot, spinner, tmp_path):
-    other = BundleFetcher(Node("other", context=robot.context), tmp_path / "cache", "/learner", quick())
-    spinner.executor.add_node(other._asker._node)
-    both = [Fetching(fetcher, announced), Fetching(other, announced)]
-    paths = {fetching.result(spinner) for fetching in both}
-    assert paths == {tmp_path / "cache" / announced.bundle_id}
-    other._asker._node.destroy_node()
-
-
-def test_a_bundle_that_the_learner_does_not_have_is_unknown(announced, fetcher, spinner):
-    announced.bundle_id = "0" * 16
-    with pytest.raises(BundleUnknown, match="expected a bundle's folder, found none"):
-        Fetching(fetcher, announced).result(spinner)
-
-
-def test_other_bytes_than_announced_are_given_up_after_a_few_attempts(announced, fetcher, spinner):
-    announced.archive_sha256 = "0" * 64
-    with pytest.raises(TransferCorrupt, match="expected an archive of"):
-        Fetching(fetcher, announced).result(spinner)
-
-
-def test_a_fetch_ends_at_its_deadline_and_when_the_node_stops(announced, fetcher, spinner, learner):
-    learner.take_down()
-    with pytest.raises(WaitTimeout, match="was not fetched"):
-        Fetching(fetcher, announced, deadline_s=0.2).result(spinner)
-    endless = Fetching(fetcher, announced)
-    fetcher.stop()
-    with pytest.raises(WaitTimeout):
-        endless.result(spinner)
