@@ -94,8 +94,8 @@ class ActServer:
         else:
             handle.abort()
         self._node.get_logger().info(
-            f"act {goal.episode_id or 'without an episode'}: {ending.reason.name} after {ending.steps} steps, "
-            f"{ending.message}"
+            f"act {goal.episode_id or 'without an episode'}: {ending.reason.name} after {ending.steps} "
+            f"steps, {ending.message}"
         )
         return Act.Result(
             reason=int(ending.reason),

@@ -16,8 +16,8 @@ from efm_core.embodiment import Embodiment
 from efm_core.errors import LimitExceeded
 from efm_core.safety import Gate, SafetyGate, hold_still_command
 
-# Stamp of a hold-still command before any answer, in lockstep: no observation has it, so that no world
-# steps [ns].
+# Stamp of the hold-still command at the end. No observation has it, so that a world in lockstep does not
+# step: what answers its observation is another command, which this one may overtake in a queue of one [ns].
 NO_OBSERVATION_NS = 1
 
 Send = Callable[[np.ndarray, int], None]
@@ -123,8 +123,7 @@ class CommandOutlet:
             return
         still = self.still()
         if still is not None:
-            # In lockstep the world takes this for the answer that it has had already, and does not step.
-            self._send(still, NO_OBSERVATION_NS if self._answered_ns is None else self._answered_ns)
+            self._send(still, NO_OBSERVATION_NS)
             self._keep(still)
         self.moving, self._answered_ns = False, None
 

@@ -18,7 +18,7 @@ def diagnose_robot(
     cadence = status.cadence
     level, message = _judgement(status, embodiment, rivals)
     node.diagnose(
-        f"{io.label} control" if io.label else "control",
+        f"{io.robot} control" if io.robot else "control",
         level,
         message,
         robot=io.robot,

@@ -29,7 +29,7 @@ class LoopSettings:
         dry_run: Nothing is sent at all.
         infer_ahead: Control steps before a chunk's end at which the next inference begins; none in
             lockstep.
-        stale_end_s: An act without fresh input ends after so long [s].
+        stale_end_s: An act that waits so long for fresh input, or for an inference, ends [s].
         human_timeout_s: A person's command is good for so long [s].
         release_ramp_s: After a person lets go, the policy takes over gradually in so long [s].
         check_period_s: How often `check` is called [s].

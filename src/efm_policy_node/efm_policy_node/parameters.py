@@ -54,7 +54,11 @@ class PolicyParameters(NodeParameters):
         0, low=0, high=1000, unit="control steps", description="Infer so long before a chunk is used up."
     )
     stale_end: float = param(
-        10.0, low=0.1, high=3600.0, unit="s", description="End an act whose input stays stale for so long."
+        10.0,
+        low=0.1,
+        high=3600.0,
+        unit="s",
+        description="End an act whose input, or whose inference, keeps it waiting for so long.",
     )
     human_timeout: float = param(
         0.5,

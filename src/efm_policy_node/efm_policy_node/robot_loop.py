@@ -29,15 +29,7 @@ from efm_policy_node.answer import Act, Answerer, Seen
 from efm_policy_node.cadence import Cadence
 from efm_policy_node.command_outlet import CommandOutlet
 from efm_policy_node.input_watch import Freshness, InputWatch
-from efm_policy_node.loop_ports import (
-    ActGoal,
-    ActRefused,
-    Ending,
-    Job,
-    LoopSettings,
-    LoopStatus,
-    RobotPorts,
-)
+from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, Job, LoopSettings, LoopStatus, RobotPorts
 from efm_policy_node.onnx_policy import Decision, OnnxPolicy, Request
 from efm_policy_node.person import Person
 
@@ -77,8 +69,8 @@ class RobotLoop:
         self._outlet = CommandOutlet(embodiment, ports.send, clock, settings.dry_run)
         # The check that finds the input stale comes itself up to one of its periods late.
         limit_s = embodiment.watchdog_periods * self._period_s
-        limit_s = max(limit_s - settings.check_period_s, 0.5 * limit_s)
-        self._watch = InputWatch(None if settings.lockstep else limit_s, settings.stale_end_s)
+        self._watchdog_s = max(limit_s - settings.check_period_s, 0.5 * limit_s)
+        self._watch = InputWatch(None if settings.lockstep else self._watchdog_s, settings.stale_end_s)
         self._cadence = Cadence(0.0 if settings.lockstep else embodiment.control_rate_hz)
         self._person = Person(settings.human_timeout_s, math.ceil(settings.release_ramp_s / self._period_s))
         self._answerer = Answerer(self._outlet, self._person, self._cadence, self._settings, ports, steady_s)
@@ -183,10 +175,7 @@ class RobotLoop:
             self._person.command(values, self._steady_s())
 
     def check(self) -> None:
-        """Looks after time: stale input, its end, and the person's pace in lockstep.
-
-        To be called every `check_period_s`, whatever else happens.
-        """
+        """Looks after time: stale input, slow inference, the person's pace. Called every `check_period_s`."""
         with self._lock:
             now_s = self._steady_s()
             if self._pending is not None:
@@ -194,7 +183,9 @@ class RobotLoop:
                 if due and self._enabled and not self._estop and self._wish() is not None:
                     seen, self._pending = self._pending, None
                     self._answer_by_hand(seen)
-            elif self._act is not None and not (self._lockstep and self._waiting is not None):
+            elif self._waiting is not None:
+                self._check_inference(now_s - self._waiting.due_s)
+            elif self._act is not None:
                 self._check_input(now_s)
 
     # Inputs, ticks and decisions
@@ -300,7 +291,10 @@ class RobotLoop:
 
     def _respond(self, seen: Seen) -> None:
         act = self._act
-        if self._person.has_control or self._settings.only_human:
+        if act is not None and act.goal.max_steps and act.steps >= act.goal.max_steps:
+            # Not before this observation: it shows that the last command had its period.
+            self._end(Reason.OK, f"reached max_steps {act.goal.max_steps}")
+        elif self._person.has_control or self._settings.only_human:
             if self._lockstep:
                 self._pending = seen
             elif not self._estop:
@@ -328,14 +322,11 @@ class RobotLoop:
         self._attempt(lambda: self._answerer.by_hand(self._act, seen))
 
     def _attempt(self, answer: Callable[[], None]) -> None:
-        """Answers; ends the act where that is impossible, or where it was the last step."""
+        """Answers; ends the act where that is impossible."""
         try:
             answer()
         except EfmError as error:
             self._end(reason_of(error), str(error))
-        act = self._act
-        if act is not None and act.goal.max_steps and act.steps >= act.goal.max_steps:
-            self._end(Reason.OK, f"reached max_steps {act.goal.max_steps}")
 
     def _steer_blind(self) -> None:
         """Lets a person who has taken over drive on although the cameras are gone; it is not recorded."""
@@ -381,6 +372,13 @@ class RobotLoop:
         if was_stale_s is not None and self._act is not None:
             self._ports.say(f"input is fresh again after {was_stale_s:.2f} s; going on")
         return now_s
+
+    def _check_inference(self, since_s: float) -> None:
+        """Holds still while an inference takes long; what it decides is still carried out."""
+        if since_s > self._settings.stale_end_s:
+            self._end(Reason.TIMEOUT, f"the inference has taken more than {since_s:.1f} s")
+        elif since_s > self._watchdog_s and not self._lockstep:
+            self._outlet.hold()
 
     def _check_input(self, now_s: float) -> None:
         now_ns = self._ros_now_ns()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from efm_core.bundle import Bundle, write_bundle
@@ -208,23 +207,3 @@ class FakeRobot:
     def wait(self, seconds: float, ros: bool = True) -> None:
         self.steady += seconds
         self.ros_ns += round(seconds * 1e9) if ros else 0
-
-
-@pytest.fixture
-def embodiment() -> Embodiment:
-    return embodiment_of()
-
-
-@pytest.fixture
-def robot() -> FakeRobot:
-    return FakeRobot()
-
-
-@pytest.fixture(scope="session")
-def make_embodiment():
-    return embodiment_of
-
-
-@pytest.fixture(scope="session")
-def make_bundle():
-    return bundle_of

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from policy_fakes import bundle_of, embodiment_of
 
 from efm_core.errors import BundleUnusable, EmbodimentMismatch, ObservationInvalid
 from efm_core.observation import Observation
@@ -20,8 +21,8 @@ def request(embodiment, seed=7, temperature=1.0, **seen) -> Request:
 
 
 @pytest.fixture
-def policy(embodiment, make_bundle, tmp_path):
-    return load_policy(make_bundle(embodiment, tmp_path).path, embodiment, robots=3)
+def policy(embodiment, tmp_path):
+    return load_policy(bundle_of(embodiment, tmp_path).path, embodiment, robots=3)
 
 
 def test_the_same_seed_gives_the_same_actions_and_another_seed_others(policy, embodiment):
@@ -42,8 +43,8 @@ def test_a_robot_gets_the_same_actions_alone_and_in_a_batch(policy, embodiment):
         assert one.log_prob == pytest.approx(other.log_prob, abs=1e-5)
 
 
-def test_greedy_takes_the_likeliest_bin_and_actions_are_bin_centres(embodiment, make_bundle, tmp_path):
-    policy = load_policy(make_bundle(embodiment, tmp_path, tokens=(20, 5)).path, embodiment, robots=1)
+def test_greedy_takes_the_likeliest_bin_and_actions_are_bin_centres(embodiment, tmp_path):
+    policy = load_policy(bundle_of(embodiment, tmp_path, tokens=(20, 5)).path, embodiment, robots=1)
     decision = policy.decide([request(embodiment, temperature=0.0)])[0]
     assert decision.tokens.tolist() == [[20, 5]]
     assert decision.actions.tolist() == [[1.0, 0.0]]
@@ -64,8 +65,8 @@ def test_log_prob_is_at_temperature_one_whatever_the_sampling_temperature(policy
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_one_bad_observation_fails_alone(embodiment, make_bundle, tmp_path):
-    bundle = make_bundle(embodiment, tmp_path, nan_above=0.5)
+def test_one_bad_observation_fails_alone(embodiment, tmp_path):
+    bundle = bundle_of(embodiment, tmp_path, nan_above=0.5)
     policy = load_policy(bundle.path, embodiment, robots=3)
     wishes = [
         request(embodiment),
@@ -80,19 +81,19 @@ def test_one_bad_observation_fails_alone(embodiment, make_bundle, tmp_path):
     assert isinstance(outcomes[0], Decision) and isinstance(outcomes[1], ObservationInvalid)
 
 
-def test_a_bundle_of_another_embodiment_is_refused_and_says_how(make_embodiment, make_bundle, tmp_path):
-    bundle = make_bundle(make_embodiment(), tmp_path)
+def test_a_bundle_of_another_embodiment_is_refused_and_says_how(tmp_path):
+    bundle = bundle_of(embodiment_of(), tmp_path)
     with pytest.raises(EmbodimentMismatch, match="control_rate"):
-        load_policy(bundle.path, make_embodiment(control_rate_hz=10.0), robots=1)
+        load_policy(bundle.path, embodiment_of(control_rate_hz=10.0), robots=1)
 
 
-def test_a_reward_bundle_cannot_act(embodiment, make_bundle, tmp_path):
-    bundle = make_bundle(embodiment, tmp_path, kind="reward")
+def test_a_reward_bundle_cannot_act(embodiment, tmp_path):
+    bundle = bundle_of(embodiment, tmp_path, kind="reward")
     with pytest.raises(BundleUnusable, match="expected kind policy or both"):
         OnnxPolicy(bundle, embodiment)
 
 
-def test_a_bundle_whose_outputs_are_never_finite_is_refused_at_warm_up(embodiment, make_bundle, tmp_path):
-    bundle = make_bundle(embodiment, tmp_path, nan_above=-1.0)
+def test_a_bundle_whose_outputs_are_never_finite_is_refused_at_warm_up(embodiment, tmp_path):
+    bundle = bundle_of(embodiment, tmp_path, nan_above=-1.0)
     with pytest.raises(BundleUnusable, match="finite"):
         load_policy(bundle.path, embodiment, robots=1)

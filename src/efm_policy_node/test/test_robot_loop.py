@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from policy_fakes import embodiment_of
 
 from efm_core.errors import BundleUnusable, Reason
 from efm_core.safety import Gate
@@ -125,11 +126,22 @@ def test_after_the_last_step_the_world_does_not_move_and_the_robot_is_held(locks
         lockstep.observe(stamp, state=(0.0, 0.2))
         if robot.jobs:
             lockstep.decide((0.0, 0.1))
+    assert [stamp for _, stamp in robot.sent[:2]] == [1000, 2000]
     values, stamp = robot.sent[-1]
-    assert stamp == 2000 and values == pytest.approx([0.0, 0.2])  # an answer the world has had
+    assert stamp < 1000 and values == pytest.approx([0.0, 0.2])  # no answer to anything
     ending = robot.endings[0]
     assert (ending.reason, ending.steps, ending.bundle_id, ending.version) == (Reason.OK, 2, FakePolicy.id, 3)
     assert [kind for kind, _ in robot.log][-2:] == ["send", "ended"]
+
+
+def test_the_last_command_is_not_overtaken_by_holding_still(lockstep, robot):
+    # Both would meet in the robot's queue of one, and the world would execute what nobody recorded.
+    lockstep.begin(max_steps=1)
+    lockstep.observe(1000)
+    lockstep.decide((0.0, 0.1))
+    assert len(robot.sent) == 1 and not robot.endings
+    lockstep.observe(2000)
+    assert len(robot.sent) == 2 and robot.endings
 
 
 def test_a_world_that_was_restarted_ends_the_act(lockstep, robot):
@@ -154,7 +166,7 @@ def test_a_world_that_goes_silent_is_told_and_then_ends_the_act(lockstep, robot)
 def test_a_slow_inference_is_no_silence_of_the_world(lockstep, robot):
     lockstep.begin()
     lockstep.observe(1000)
-    for _ in range(200):
+    for _ in range(90):
         robot.wait(0.1, ros=False)
         lockstep.loop.check()
     assert not robot.endings and not robot.of("say")
@@ -201,6 +213,32 @@ def test_an_inference_longer_than_the_period_costs_ticks_and_they_are_counted(ce
     cell.decide((0.0, 0.0))
     report = cell.loop.status().cadence
     assert (report.cycles, report.late, report.missed) == (1, 1, 2)
+
+
+def test_a_slow_inference_is_no_stale_input_but_the_robot_is_held_until_it_is_done(cell, robot):
+    cell.begin()
+    cell.step(action=(0.1, 0.1), state=(0.1, 0.1))
+    robot.wait(PERIOD_S)
+    cell.observe(state=(0.1, 0.1))
+    cell.loop.tick()
+    for _ in range(5):
+        robot.wait(PERIOD_S)
+        cell.loop.check()
+    assert len(robot.sent) == 2 and robot.sent[-1][0] == pytest.approx([0.1, 0.1])  # held
+    cell.decide((0.2, 0.2))
+    assert robot.steps[-1].command == pytest.approx([0.2, 0.2]) and not robot.of("say")
+    cell.step(action=(0.2, 0.2))
+    assert len(robot.steps) == 3
+
+
+def test_an_inference_that_never_ends_ends_the_act(cell, robot):
+    cell.begin()
+    cell.observe()
+    cell.loop.tick()
+    for _ in range(110):
+        robot.wait(0.1)
+        cell.loop.check()
+    assert robot.endings[0].reason == Reason.TIMEOUT and "inference" in robot.endings[0].message
 
 
 def test_ticks_that_never_came_are_counted_as_missed(cell, robot):
@@ -393,15 +431,15 @@ def test_a_loop_that_is_not_enabled_refuses_and_one_that_was_disabled_sends_noth
 # Chunks
 
 
-def chunk_cell(robot, make_embodiment, execute, chunk=4, **settings):
-    return Cell(robot, make_embodiment(action={"chunk": chunk, "execute": execute}), **settings)
+def chunk_cell(robot, execute, chunk=4, **settings):
+    return Cell(robot, embodiment_of(action={"chunk": chunk, "execute": execute}), **settings)
 
 
 CHUNK = tuple((0.01 * k, 0.0) for k in range(4))
 
 
-def test_of_a_chunk_the_set_number_is_executed_before_the_next_inference(robot, make_embodiment):
-    cell = chunk_cell(robot, make_embodiment, execute=3, lockstep=True)
+def test_of_a_chunk_the_set_number_is_executed_before_the_next_inference(robot):
+    cell = chunk_cell(robot, execute=3, lockstep=True)
     cell.begin()
     for stamp in range(1000, 8000, 1000):
         cell.observe(stamp)
@@ -413,10 +451,8 @@ def test_of_a_chunk_the_set_number_is_executed_before_the_next_inference(robot, 
     assert [s.action[0] for s in robot.steps[:4]] == [0.0, 0.01, 0.02, 0.0]
 
 
-def test_an_inference_ahead_of_time_leaves_no_gap_and_enters_the_new_chunk_at_its_place(
-    robot, make_embodiment
-):
-    cell = chunk_cell(robot, make_embodiment, execute=2, infer_ahead=1)
+def test_an_inference_ahead_of_time_leaves_no_gap_and_enters_the_new_chunk_at_its_place(robot):
+    cell = chunk_cell(robot, execute=2, infer_ahead=1)
     cell.begin()
     for tick in range(6):
         robot.wait(PERIOD_S)
@@ -431,8 +467,8 @@ def test_an_inference_ahead_of_time_leaves_no_gap_and_enters_the_new_chunk_at_it
     assert cell.loop.status().cadence.missed == 0
 
 
-def test_a_chunk_that_comes_late_is_entered_where_time_has_got_to(robot, make_embodiment):
-    cell = chunk_cell(robot, make_embodiment, execute=2, infer_ahead=1)
+def test_a_chunk_that_comes_late_is_entered_where_time_has_got_to(robot):
+    cell = chunk_cell(robot, execute=2, infer_ahead=1)
     cell.begin()
     robot.wait(PERIOD_S)
     cell.observe()

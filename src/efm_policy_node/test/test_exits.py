@@ -1,0 +1,107 @@
+"""However the process ends, holding still is the last command: a real process, killed by real signals."""
+
+import signal
+
+import pytest
+from policy_cell import Cell
+from policy_fakes import bundle_of, embodiment_of
+
+from efm_core.errors import Reason
+
+BUG = """
+import sys
+from efm_policy_node import onnx_policy
+whole, calls = onnx_policy.OnnxPolicy.decide, []
+def decide(self, requests):
+    calls.append(1)
+    if len(calls) > 20:
+        raise ZeroDivisionError("a bug")
+    return whole(self, requests)
+onnx_policy.OnnxPolicy.decide = decide
+from efm_policy_node.main import main
+sys.exit(main())
+"""
+
+CRASHING_CALLBACK = """
+import sys
+from efm_policy_node.node import PolicyNode
+checks = []
+whole = PolicyNode._check
+def check(self):
+    whole(self)
+    if self._robots and self._robots[0].io.loop.status().steps > 20:
+        raise ZeroDivisionError("a bug in a callback")
+PolicyNode._check = check
+from efm_policy_node.main import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def cell(ros, tmp_path):
+    embodiment = embodiment_of()
+    cell = Cell(ros, tmp_path, embodiment)
+    cell.bundle = bundle_of(embodiment, tmp_path)
+    yield cell
+    cell.close()
+
+
+def fly(cell, **start):
+    """Starts the node and lets it act on a robot that moves at a rate."""
+    cell.start(**{"bundle": str(cell.bundle.path), "follow_models": False} | start)
+    cell.robot.run(60.0, lambda: cell.node.get_clock().now().nanoseconds)
+    return cell.goal()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_in_the_middle_of_an_act_holds_the_robot_and_exits_with_code_0(cell, how):
+    fly(cell)
+    cell.until(lambda: len(cell.robot.commands) > 10 and not cell.robot.is_held(), "the robot to move")
+    cell.process.process.send_signal(how)
+    cell.until(lambda: cell.process.process.poll() is not None, "the process to end")
+    assert cell.process.process.returncode == 0, cell.process.log
+    cell.until(cell.robot.is_held, "the last command")
+    count = len(cell.robot.commands)
+    cell.spin(0.3)
+    assert len(cell.robot.commands) == count and "cadence" in cell.process.log
+
+
+def test_a_signal_sent_twice_changes_nothing(cell):
+    fly(cell)
+    cell.until(lambda: len(cell.robot.commands) > 10, "the robot to move")
+    cell.process.process.send_signal(signal.SIGINT)
+    cell.process.process.send_signal(signal.SIGINT)
+    assert cell.process.end() == 0
+    cell.until(cell.robot.is_held, "the last command")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [(BUG, "a bug"), (CRASHING_CALLBACK, "a bug in a callback")],
+    ids=["pilot", "callback"],
+)
+def test_an_exception_in_any_thread_holds_the_robot_and_exits_with_code_1(cell, script, words):
+    fly(cell, script=script)
+    cell.until(lambda: cell.process.process.poll() is not None, "the process to end")
+    assert cell.process.process.returncode == 1
+    assert words in cell.process.log and "Traceback" in cell.process.log
+    cell.until(cell.robot.is_held, "the last command")
+    assert len(cell.robot.commands) > 10
+
+
+def test_a_model_whose_numbers_go_wrong_in_flight_holds_the_robot_and_ends_the_act(cell):
+    # The robot moves steadily up, and beyond 0.25 the bundle has no finite answer any more.
+    bundle = bundle_of(cell.embodiment, cell.folder, tokens=(20, 5), nan_above=0.25)
+    goal = fly(cell, bundle=str(bundle.path))
+    cell.robot.lockstep = False
+    cell.until(lambda: follow(cell) or goal.done, "the act's end")
+    result = goal.result()
+    assert result.reason == Reason.BUNDLE_UNUSABLE and "finite" in result.message
+    cell.until(cell.robot.is_held, "the last command")
+    assert cell.process.process.poll() is None  # the node lives on
+
+
+def follow(cell):
+    """Lets the robot be where it was told to be."""
+    if cell.robot.commands:
+        cell.robot.state = cell.robot.commands[-1][0]
