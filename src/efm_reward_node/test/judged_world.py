@@ -7,6 +7,7 @@ it give NaN.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from onnx import TensorProto, helper
 
 from efm_core.bundle import Bundle, BundleManifest, write_bundle
 from efm_core.embodiment import Embodiment
+from efm_core.episode import Actor, EndReason, EpisodeWriter, Mode, Outcome, Summary
 from efm_core.observation import Observation
+from efm_core.schemas import make_header, message_class, serialize
 
 HEIGHT, WIDTH, FRAMES, BINS = 6, 8, 2, 50
 PERIOD_NS = 100_000_000
@@ -68,6 +71,51 @@ def observation(brightness: int, step: int = 0) -> Observation:
     """An observation whose history is black."""
     images = np.stack([*[picture(0)] * (FRAMES - 1), picture(brightness)])
     return Observation(stamp(step), {"top": images}, None)
+
+
+def record(
+    parent: Path,
+    brightnesses: Sequence[int],
+    instruction: str = TASK,
+    episode_id: str = "20261122T140102Z-1a2b3c4d",
+    embodiment: Embodiment | None = None,
+) -> Path:
+    """Writes an episode that shows images of these brightnesses; gives its folder."""
+    writer = EpisodeWriter(parent, episode_id, embodiment or robot())
+    for step, brightness in enumerate(brightnesses):
+        writer.write_image("top", stamp(step), picture(brightness))
+        if step == len(brightnesses) - 1:
+            break
+        values = {
+            "episode_id": episode_id,
+            "bundle_id": "0123456789abcdef",
+            "step": step,
+            "chunk_index": 0,
+            "actor": int(Actor.POLICY),
+            "gate": 0,
+            "tokens": np.array([1], np.uint16),
+            "log_prob": -1.0,
+            "temperature": 1.0,
+            "action": np.array([0.0]),
+            "command": np.array([0.0]),
+            "latency": 0.01,
+        }
+        message = message_class("efm_msgs/msg/PolicyStep")(header=make_header(stamp(step)), **values)
+        writer.write("policy_step", "efm_msgs/msg/PolicyStep", stamp(step), serialize(message))
+    steps = len(brightnesses) - 1
+    return writer.close(
+        Summary(
+            episode_id=episode_id,
+            start_ns=stamp(0),
+            stamp_ns=stamp(steps),
+            instruction=instruction,
+            mode=Mode.PRACTICE,
+            outcome=Outcome.FAILURE,
+            end_reason=EndReason.MAX_STEPS,
+            actor=Actor.POLICY,
+            steps=steps,
+        )
+    )
 
 
 def write_reward_bundle(

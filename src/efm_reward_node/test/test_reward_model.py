@@ -5,56 +5,16 @@ import sys
 
 import numpy as np
 import pytest
-from judged_world import TASK, observation, picture, robot, stamp, write_reward_bundle
+from judged_world import TASK, observation, record, robot, stamp, write_reward_bundle
 
-from efm_core.episode import Actor, EndReason, EpisodeWriter, Mode, Outcome, Summary, read_episode
+from efm_core.episode import read_episode
 from efm_core.errors import BadRequest, BundleUnusable, EmbodimentMismatch, EpisodeInvalid
-from efm_core.schemas import make_header, message_class, serialize
 from efm_reward_node.reward_model import label_episode, load_reward
 
 
 @pytest.fixture
 def model(tmp_path):
     return load_reward(write_reward_bundle(tmp_path / "bundles").path, robot())
-
-
-def record(parent, brightnesses, instruction=TASK, episode_id="20261122T140102Z-1a2b3c4d", embodiment=None):
-    """Writes an episode that shows images of these brightnesses; gives its folder."""
-    writer = EpisodeWriter(parent, episode_id, embodiment or robot())
-    for step, brightness in enumerate(brightnesses):
-        writer.write_image("top", stamp(step), picture(brightness))
-        if step == len(brightnesses) - 1:
-            break
-        values = {
-            "episode_id": episode_id,
-            "bundle_id": "0123456789abcdef",
-            "step": step,
-            "chunk_index": 0,
-            "actor": int(Actor.POLICY),
-            "gate": 0,
-            "tokens": np.array([1], np.uint16),
-            "log_prob": -1.0,
-            "temperature": 1.0,
-            "action": np.array([0.0]),
-            "command": np.array([0.0]),
-            "latency": 0.01,
-        }
-        message = message_class("efm_msgs/msg/PolicyStep")(header=make_header(stamp(step)), **values)
-        writer.write("policy_step", "efm_msgs/msg/PolicyStep", stamp(step), serialize(message))
-    steps = len(brightnesses) - 1
-    return writer.close(
-        Summary(
-            episode_id=episode_id,
-            start_ns=stamp(0),
-            stamp_ns=stamp(steps),
-            instruction=instruction,
-            mode=Mode.PRACTICE,
-            outcome=Outcome.FAILURE,
-            end_reason=EndReason.MAX_STEPS,
-            actor=Actor.POLICY,
-            steps=steps,
-        )
-    )
 
 
 def test_observations_are_judged_in_one_batch_each_by_its_own_instruction(model):
