@@ -7,9 +7,11 @@ is quick and `efm bundle` needs neither torch nor ROS.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from efm_bringup.config import use_middleware_profile
 from efm_core.errors import EfmError, nearest
 
 # Name -> (module, what it does). In the order of a first run.
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"efm {name}"
     try:
+        use_middleware_profile(os.environ)
         return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
     except EfmError as error:
         print(f"efm {name}: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Starts the nodes of a stack as processes of this machine, watches them, and stops them with one signal.
 
-What `ros2 launch` does where it is installed, for machines without it and for commands that need a stack for a
-while (`efm demo`, `efm practice`). Left out: event handlers, composition, remote machines.
+What `ros2 launch` does where it is installed, for machines without it and for commands that need a stack for
+a while (`efm demo`, `efm practice`). Left out: event handlers, composition, remote machines.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class ProcessGroup:
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             env=self._environment,
-            start_new_session=True,  # Ctrl+C reaches this process alone, which then stops the others in order.
+            start_new_session=True,  # Ctrl+C reaches this process alone, which then stops the others.
         )
 
     def _hint(self, node: NodeSpec) -> str:

@@ -1,39 +1,50 @@
 """What nodes a stack has, said once: the launch files and `efm up` both read it.
 
 A stack is a function from argument values to a list of `NodeSpec`. Parameters that tune a node live in
-`config/<node>.yaml`; what is set here is deployment: which world, which robots, which models, where files go. Nothing
-here knows `launch` or starts a process.
+`config/<node>.yaml`; what is set here is deployment: which world, which robots, which models, where files go.
+Nothing here knows `launch` or starts a process.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from efm_bringup.stack_arguments import (
+    AUTOSTART,
+    BUNDLES,
+    DRY_RUN,
+    EMBODIMENT,
+    EXPERT,
+    EXPERT_CHANGES,
+    FOLLOW,
+    LEARNING,
+    LOCKSTEP,
+    LOG_LEVEL,
+    MODE,
+    POLICY,
+    REWARD,
+    ROBOTS,
+    RUN,
+    SEED,
+    SIM_TIME,
+    SIMULATED,
+    SPOOL,
+    VERIFIER,
+    WORLD,
+    WORLD_OPTIONS,
+    Argument,
+    Values,
+)
 from efm_core.errors import BadRequest, nearest
 
 LEARNER = "/learner"
 
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a stack, `name:=value` on every command line.
-
-    Attributes:
-        name: As typed.
-        default: Text; empty where the nodes' own default holds.
-        description: One sentence for people.
-        choices: The only values allowed; empty: any.
-    """
-
-    name: str
-    default: str
-    description: str
-    choices: tuple[str, ...] = ()
+_EVERY = (AUTOSTART, LOG_LEVEL)
+_WORLD = (WORLD, WORLD_OPTIONS, EMBODIMENT, ROBOTS, LOCKSTEP, SEED, EXPERT, EXPERT_CHANGES)
+_CELL = (MODE, POLICY, REWARD, SPOOL, BUNDLES, FOLLOW, DRY_RUN)
 
 
 @dataclass(frozen=True)
@@ -63,103 +74,6 @@ class NodeSpec:
     remappings: tuple[tuple[str, str], ...] = ()
     ros_arguments: tuple[str, ...] = ()
     respawn: bool = True
-
-
-WORLD = Argument("world", "pointmass", "World to simulate: pointmass, table, metaworld:<task>, gym:<id>, ...")
-WORLD_OPTIONS = Argument("world_options", "{}", 'Options of the world as JSON, for example {"blocks": 4}.')
-EMBODIMENT = Argument("embodiment", "", "Embodiment by name or path; empty: the one named like the world.")
-ROBOTS = Argument(
-    "robots",
-    "1",
-    "Number of robots (robot_1, robot_2, ...) or their names with commas between; /: one without a name.",
-)
-LOCKSTEP = Argument(
-    "lockstep", "true", "The world waits for each command and runs as fast as it can.", ("true", "false")
-)
-SEED = Argument("seed", "0", "Seed of the simulated start states; 0: another one at every start.")
-EXPERT = Argument(
-    "expert_style", "imperfect", "How the scripted expert errs.", ("perfect", "imperfect", "sloppy")
-)
-EXPERT_CHANGES = Argument("expert_changes", "{}", 'Changes to that style as JSON, for example {"fail": 0.3}.')
-SIM_TIME = Argument(
-    "use_sim_time",
-    "",
-    "Nodes take their time from /clock; empty: yes with simulated worlds, no with simulated:=false.",
-    ("", "true", "false"),
-)
-AUTOSTART = Argument(
-    "autostart", "true", "Lifecycle nodes configure and activate themselves.", ("true", "false")
-)
-LOG_LEVEL = Argument(
-    "log_level", "info", "Least severity that is logged.", ("debug", "info", "warn", "error")
-)
-DRY_RUN = Argument(
-    "dry_run", "", "true: decide but send no command; empty: as the embodiment says.", ("", "true", "false")
-)
-MODE = Argument("mode", "practice", "What the robots are there for.", ("collect", "practice", "evaluate"))
-POLICY = Argument("policy", "", "Folder of the policy bundle; empty: wait for the learner's.")
-REWARD = Argument("reward", "", "Folder of the reward bundle.")
-VERIFIER = Argument("verifier", "", "Folder of a second reward bundle for the guard; empty: none.")
-SPOOL = Argument("spool", "spool", "Folder for recorded episodes; every robot has its own below it.")
-BUNDLES = Argument("bundles", "bundles", "Folder for bundles that robots fetch.")
-RUN = Argument("run", "runs/practice", "Folder of the practice run; resumed where it exists.")
-LEARNING = Argument(
-    "learning",
-    "{}",
-    'Settings of the learner as JSON, for example {"iterations": 20}; they win over learner.yaml.',
-)
-SIMULATED = Argument(
-    "simulated", "true", "Start the simulated world; false: the robots are there already.", ("true", "false")
-)
-FOLLOW = Argument("follow_models", "true", "Take new policies from the learner.", ("true", "false"))
-
-_EVERY = (AUTOSTART, LOG_LEVEL)
-_WORLD = (WORLD, WORLD_OPTIONS, EMBODIMENT, ROBOTS, LOCKSTEP, SEED, EXPERT, EXPERT_CHANGES)
-_CELL = (MODE, POLICY, REWARD, SPOOL, BUNDLES, FOLLOW, DRY_RUN)
-
-
-class Values(dict[str, str]):
-    """Argument values of a stack, with readers for the types they stand for."""
-
-    def flag(self, name: str) -> bool:
-        """Returns a true/false argument."""
-        return self[name] == "true"
-
-    def integer(self, name: str) -> int:
-        """Returns a whole number; refuses anything else."""
-        try:
-            return int(self[name])
-        except ValueError as error:
-            raise BadRequest(f"{name}:={self[name]}: expected a whole number") from error
-
-    @property
-    def robots(self) -> tuple[str, ...]:
-        """Names of the robots."""
-        text = self["robots"].strip()
-        if text == "/":
-            return ("",)
-        if text.isdigit():
-            if not 1 <= int(text) <= 64:
-                raise BadRequest(f"robots:={text}: expected 1 to 64 robots")
-            return tuple(f"robot_{index}" for index in range(1, int(text) + 1))
-        names = tuple(name.strip().strip("/") for name in text.split(","))
-        if len(set(names)) != len(names) or not all(names):
-            raise BadRequest(f"robots:={text}: expected a number or different names with commas between")
-        return names
-
-    @property
-    def embodiment(self) -> str:
-        """The embodiment, by name or path."""
-        return self["embodiment"] or self["world"].partition(":")[0]
-
-    @property
-    def sim_time(self) -> bool:
-        """Whether nodes take their time from /clock."""
-        return self.flag("use_sim_time" if self["use_sim_time"] else "simulated")
-
-    def path(self, name: str) -> str:
-        """Returns a path as absolute, so that it means the same in every process; empty stays empty."""
-        return str(Path(os.path.expanduser(self[name])).absolute()) if self[name] else ""
 
 
 def simulation(values: Values) -> list[NodeSpec]:
@@ -228,6 +142,8 @@ def cell(values: Values) -> list[NodeSpec]:
             "autorun": practising,
             "learner": LEARNER if practising else "",
         }
+        if values["dry_run"]:
+            episodes["dry_run"] = values["dry_run"]  # A reset by trajectory moves the robot as well.
         nodes.append(
             NodeSpec(
                 "efm_episode_node",
@@ -263,20 +179,10 @@ def learner(values: Values) -> list[NodeSpec]:
                 "reward": values.path("reward"),
                 "verifier": values.path("verifier"),
                 "autostart": values.flag("autostart"),
-                **_json(values, "learning"),
+                **values.json_object("learning"),
             },
         )
     ]
-
-
-def _json(values: Values, name: str) -> dict[str, object]:
-    try:
-        found = json.loads(values[name])
-    except json.JSONDecodeError as error:
-        raise BadRequest(f"{name}:={values[name]}: expected a JSON object: {error}") from error
-    if not isinstance(found, dict):
-        raise BadRequest(f"{name}:={values[name]}: expected a JSON object")
-    return found
 
 
 def _with_world(values: Values, nodes: list[NodeSpec]) -> list[NodeSpec]:
@@ -303,6 +209,22 @@ def evaluate(values: Values) -> list[NodeSpec]:
     return _with_world(values, cell(Values(values | {"mode": "evaluate", "follow_models": "false"})))
 
 
+def view(values: Values) -> list[NodeSpec]:
+    """Markers, frames and annotated images of a fleet, for RViz and Foxglove."""
+    parameters = {
+        "robots": list(values.robots),
+        "embodiment": values.embodiment,
+        "use_sim_time": values.sim_time,
+        "autostart": values.flag("autostart"),
+    }
+    return [
+        NodeSpec(
+            "efm_bringup", f"{name}_node", f"efm_bringup.{name}_node", name, "/", f"{name}.yaml", parameters
+        )
+        for name in ("view", "annotate")
+    ]
+
+
 @dataclass(frozen=True)
 class Stack:
     """A named set of nodes.
@@ -323,24 +245,31 @@ class Stack:
         return (self.nodes.__doc__ or "").partition("\n")[0]
 
 
-_COLLECT = tuple(a for a in _CELL if a not in (MODE, FOLLOW, POLICY, REWARD, BUNDLES))
+def _without(arguments: tuple[Argument, ...], *left_out: Argument) -> tuple[Argument, ...]:
+    return tuple(argument for argument in arguments if argument not in left_out)
+
+
+_COLLECT = _without(_CELL, MODE, FOLLOW, POLICY, REWARD, BUNDLES)
+_LEARN = (VERIFIER, RUN, LEARNING)
+_SEEN = (WORLD, EMBODIMENT, ROBOTS)
 STACKS: Mapping[str, Stack] = {
     stack.name: stack
     for stack in (
         Stack("simulation", (*_WORLD, *_EVERY), simulation),
-        Stack("cell", (WORLD, EMBODIMENT, ROBOTS, LOCKSTEP, *_CELL, *_EVERY), cell),
-        Stack("learner", (POLICY, REWARD, VERIFIER, RUN, LEARNING, *_EVERY), learner),
-        Stack("collect", (SIMULATED, *_WORLD, *_COLLECT, *_EVERY), collect),
+        Stack("cell", (*_SEEN, LOCKSTEP, *_CELL, SIM_TIME, *_EVERY), cell),
+        Stack("learner", (POLICY, REWARD, *_LEARN, *_EVERY), learner),
+        Stack("collect", (SIMULATED, *_WORLD, *_COLLECT, SIM_TIME, *_EVERY), collect),
         Stack(
             "practice",
-            (SIMULATED, *_WORLD, *(a for a in _CELL if a != MODE), VERIFIER, RUN, LEARNING, *_EVERY),
+            (SIMULATED, *_WORLD, *_without(_CELL, MODE), *_LEARN, SIM_TIME, *_EVERY),
             practice,
         ),
         Stack(
             "evaluate",
-            (SIMULATED, *_WORLD, *(a for a in _CELL if a not in (MODE, FOLLOW)), *_EVERY),
+            (SIMULATED, *_WORLD, *_without(_CELL, MODE, FOLLOW, BUNDLES), SIM_TIME, *_EVERY),
             evaluate,
         ),
+        Stack("view", (*_SEEN, SIM_TIME, *_EVERY), view),
     )
 }
 
@@ -355,15 +284,16 @@ def read_arguments(stack: Stack, given: Mapping[str, str]) -> Values:
     for name, value in given.items():
         if name not in known:
             raise BadRequest(
-                f"{stack.name}: unknown argument {name!r}{nearest(name, known)}; choices: {', '.join(sorted(known))}"
+                f"{stack.name}: unknown argument {name!r}{nearest(name, known)}; "
+                f"choices: {', '.join(sorted(known))}"
             )
         if known[name].choices and value not in known[name].choices:
             raise BadRequest(
                 f"{name}:={value}: expected one of {', '.join(repr(c) for c in known[name].choices)}"
             )
     # Arguments that this stack does not offer keep their defaults, so that stacks can be made of one another.
-    values = {argument.name: argument.default for argument in _WORLD + _CELL + _EVERY}
-    values |= {argument.name: argument.default for argument in (SIMULATED, VERIFIER, RUN, LEARNING)}
+    every = (SIMULATED, *_WORLD, *_CELL, *_LEARN, SIM_TIME, *_EVERY)
+    values = {argument.name: argument.default for argument in every}
     values |= {name: argument.default for name, argument in known.items()}
     return Values(values | dict(given))
 

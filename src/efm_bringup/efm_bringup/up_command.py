@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ WATCH_PERIOD_S = 0.5
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs until Ctrl+C; then stops every node with one signal and in order."""
+    """Runs until Ctrl+C; then stops every node with one signal, and returns 0 if all of them ended well."""
     parser = argparse.ArgumentParser(
         prog="efm up",
         description="Starts a stack: " + "; ".join(f"{s.name}: {s.description}" for s in STACKS.values()),
@@ -37,14 +38,15 @@ def main(argv: Sequence[str]) -> int:
         for node in nodes:
             print(shlex.join(command_of(node)))
         return 0
+    ending = threading.Event()
+    # Set here, since a shell lets what it starts in the background ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.set())
     with ProcessGroup(nodes, options.logs) as group:
-        try:
-            while True:
-                for line in group.watch():
-                    print(line, flush=True)
-                time.sleep(WATCH_PERIOD_S)
-        except KeyboardInterrupt:
-            codes = group.stop()
+        while not ending.wait(WATCH_PERIOD_S):
+            for line in group.watch():
+                print(line, flush=True)
+        codes = group.stop()
     failed = [f"{node.name} ({code})" for node, code in zip(nodes, codes, strict=True) if code]
     if failed:
         print(f"ended with an error: {', '.join(failed)}")

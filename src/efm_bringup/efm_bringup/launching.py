@@ -1,0 +1,118 @@
+"""Turns a stack into the entities of a launch file: arguments with descriptions and choices, then nodes.
+
+The one module that knows both `stacks` and the launch package, which bare machines lack; there `efm up`
+starts the same nodes. Only what Jazzy's launch has is used. Left out: anything that a stack does not say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List  # noqa: UP035 - launch_ros compares value types with typing's, not with list
+
+from launch import LaunchContext
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.logging import get_logger
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from efm_bringup.config import config_file, share_folder, use_middleware_profile
+from efm_bringup.processes import RESPAWN_DELAY_S
+from efm_bringup.stack_arguments import RVIZ, Argument
+from efm_bringup.stacks import STACKS, NodeSpec, nodes_of, read_arguments
+from efm_core.errors import nearest
+
+
+def declare(*arguments: Argument) -> list[DeclareLaunchArgument]:
+    """Returns the declarations of some arguments, as `ros2 launch --show-args` lists them."""
+    return [
+        DeclareLaunchArgument(
+            argument.name,
+            default_value=argument.default,
+            description=argument.description,
+            choices=list(argument.choices) or None,
+        )
+        for argument in arguments
+    ]
+
+
+def arguments_of(stack: str) -> list[DeclareLaunchArgument]:
+    """Returns the declarations of all arguments of a stack."""
+    return declare(*STACKS[stack].arguments)
+
+
+def nodes_from(stack: str) -> OpaqueFunction:
+    """Returns the action that starts the nodes of a stack with the values that its arguments have then.
+
+    The launch ends with the message of a `BadRequest` where the values contradict each other.
+    """
+    return OpaqueFunction(function=_start, args=[stack])
+
+
+def rviz_beside(stack: str) -> OpaqueFunction:
+    """Returns the action that starts RViz with EFM's view, where the argument `rviz` says so."""
+    return OpaqueFunction(function=_start_rviz, args=[stack])
+
+
+def _start_rviz(context: LaunchContext, stack: str) -> list[Node]:
+    if LaunchConfiguration(RVIZ.name).perform(context) != "true":
+        return []
+    values = read_arguments(STACKS[stack], _values(context, stack))
+    return [
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            name="rviz",
+            arguments=["-d", str(share_folder("rviz") / "efm.rviz")],
+            parameters=[{"use_sim_time": values.sim_time}],
+        )
+    ]
+
+
+def _values(context: LaunchContext, stack: str) -> dict[str, str]:
+    return {
+        argument.name: LaunchConfiguration(argument.name).perform(context)
+        for argument in STACKS[stack].arguments
+    }
+
+
+def _start(context: LaunchContext, stack: str) -> list[Node]:
+    values = _values(context, stack)
+    _warn_of_misspelt(context, [*values, RVIZ.name])
+    use_middleware_profile(context.environment)
+    return [_node(spec) for spec in nodes_of(stack, values)]
+
+
+def _node(spec: NodeSpec) -> Node:
+    parameters: list[Path | dict[str, object]] = [config_file(spec.config)] if spec.config else []
+    parameters.append({name: _typed(value) for name, value in spec.parameters.items()})
+    return Node(
+        package=spec.package,
+        executable=spec.executable,
+        name=spec.name,
+        namespace=spec.namespace,
+        parameters=parameters,
+        remappings=list(spec.remappings),
+        ros_arguments=list(spec.ros_arguments),
+        respawn=spec.respawn,
+        respawn_delay=RESPAWN_DELAY_S,
+        output="screen",
+        emulate_tty=True,
+    )
+
+
+def _typed(value: object) -> object:
+    """Texts as they are: launch_ros would read '{}' or 'true' as YAML."""
+    if isinstance(value, str):
+        return ParameterValue(value, value_type=str)
+    if isinstance(value, (list, tuple)):
+        return ParameterValue([str(entry) for entry in value], value_type=List[str])  # noqa: UP006
+    return value
+
+
+def _warn_of_misspelt(context: LaunchContext, names: list[str]) -> None:
+    """Says so when the command line sets what no one reads: `ros2 launch` takes any name in silence."""
+    for text in context.argv or ():
+        name = text.partition(":=")[0]
+        if name not in names and (near := nearest(name, names)):
+            get_logger("efm").warning(f"nothing here reads the argument '{name}'{near}")
