@@ -112,7 +112,7 @@ def _overview(bundle: Bundle) -> list[tuple[str, Any]]:
         ("parent", manifest.parent_id or "none: from scratch"),
         ("version", manifest.version),
         ("instruction", manifest.instruction.get("kind", "none")),
-        ("backbone", manifest.backbone.get("kind", "unnamed")),
+        ("backbone", manifest.backbone.get("name", "unnamed")),
         ("heads", f"{manifest.heads}, combined by {manifest.combine}"),
         ("success", _success(threshold, manifest.success_hold)),
         ("data", f"{len(manifest.data_ids)} episodes or data sets"),
