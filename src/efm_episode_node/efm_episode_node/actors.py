@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from action_msgs.srv import CancelGoal
-from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
 from rclpy.node import Node
 
@@ -20,6 +19,7 @@ from efm_core.errors import Reason
 from efm_core.summary import Outcome
 from efm_episode_node.run_types import ActEnded, ActRequest
 from efm_msgs.action import Act
+from efm_ros.action_client import ActionClient
 from efm_ros.conversion import ns_to_stamp
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import rclpy
-from rclpy.action import ActionClient, get_action_names_and_types
+from rclpy.action import get_action_names_and_types
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -23,6 +23,7 @@ from efm_core.errors import BadRequest, EfmError, Reason, WaitTimeout
 from efm_core.summary import EndReason, Outcome, Summary
 from efm_msgs.action import RunEpisodes
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary
+from efm_ros.action_client import ActionClient
 from efm_ros.qos import EVENTS, LATCHED
 
 ACTION = "episodes/run"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 from geometry_msgs.msg import TwistStamped
-from rclpy.action import ActionClient
 from rclpy.duration import Duration
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension
@@ -21,6 +20,7 @@ from efm_core.embodiment import Action, Embodiment
 from efm_core.errors import BadRequest, EmbodimentInvalid, ObservationInvalid
 from efm_core.message_values import STAMP_LABEL, command_values, message_stamp_ns
 from efm_core.safety import hold_still_values
+from efm_ros.action_client import ActionClient
 from efm_ros.conversion import ns_to_stamp
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
