@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from efm_core.bundle import embodiment_differences
 from efm_core.embodiment import Embodiment
-from efm_core.episode import Actor, Episode, Mode, Outcome, Summary, list_episodes, read_episode, read_summary
+from efm_core.episode import Actor, EndReason, Episode, Mode, Outcome, Summary, list_episodes, read_episode, read_summary
 from efm_core.episode_file import bag_file
 from efm_core.errors import EfmError, EmbodimentMismatch, EpisodeInvalid
 from efm_core.files import sha256_of
@@ -121,6 +121,10 @@ def why_left_out(summary: Summary) -> str:
         return f"mode {summary.mode.name.lower()}"
     if summary.outcome not in (Outcome.SUCCESS, Outcome.FAILURE):
         return f"outcome {summary.outcome.name.lower()}"
+    if summary.end_reason == EndReason.FAULT:
+        return "ended by a fault"
+    if summary.steps < 1:
+        return "no step"
     return ""
 
 
