@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from efm_bringup.config import config_file
 from efm_bringup.practice_command import practise
 from efm_bringup.processes import ProcessGroup
@@ -265,7 +263,7 @@ class Demo:
         ]
         settings = {"seed": seed, **self.recipe.training}
         for name, value in settings.items():
-            command += ["--set", f"{name}={yaml.safe_dump(value, default_flow_style=True).strip()}"]
+            command += ["--set", f"{name}={json.dumps(value)}"]
         return command
 
     def _command(self, *words: object) -> None:
