@@ -41,6 +41,7 @@ class LiveRobot:
 
     Attributes:
         name: Entry of the node's `robots`.
+        instruction: The newest one; None before the first.
         told: Id of the bundle that `model_status` says is active for this robot.
         judged: Observations judged.
         judged_s: When the newest one was, or when the episode began (steady clock).
@@ -54,6 +55,7 @@ class LiveRobot:
         self.name = name
         self.stream = stream
         self.publisher = publisher
+        self.instruction: Instruction | None = None
         self.told = ""
         self.judged = 0
         self.judged_s = time.monotonic()
@@ -117,8 +119,7 @@ class LiveJudge:
                 self._now_ns,
             )
             inputs.subscribe(self._intake.subscribe)
-            # Last, so that observations that came together with an instruction are there when it is looked
-            # at.
+            # Last, so that observations that came with an instruction are there when it is looked at.
             topic = in_robot(name, "instruction")
             self._intake.subscribe(Instruction, topic, partial(self._instruct, robot), LATCHED)
         self._bin_width = embodiment.steps_to_go.width
@@ -142,11 +143,10 @@ class LiveJudge:
             self._node.destroy_publisher(robot.publisher)
 
     def model_is_ready(self, model: RewardModel) -> None:
-        """Says on `model_status` that a new model judges robots that are between two episodes from now on."""
-        with self._changed:
-            idle = [robot for robot in self.robots if robot.stream.course is None]
-        for robot in idle:
-            self._tell_active(robot, model, 0.0)
+        """Lets a new model judge robots that are between two episodes, or in one that had no model yet."""
+        for robot in self.robots:
+            if robot.stream.course is None:
+                self._begin(robot, model)
 
     def why_nothing_new(self, robot: LiveRobot) -> str:
         """Says which input of a robot is missing or too old; empty: none is."""
@@ -171,21 +171,27 @@ class LiveJudge:
             return
         if course is not None and course.judged:
             self._supply.proved(course.model)
-        began_s = time.monotonic()
-        model = self._supply.current
         with self._changed:
-            if not message.episode_id or model is None:
-                robot.stream.end()
-            else:
+            robot.stream.end()
+            robot.instruction = message
+        model = self._supply.current
+        if model is not None:
+            self._begin(robot, model)
+        elif message.episode_id:
+            self._warn(robot, f"episode {message.episode_id} waits for a first reward bundle to judge it")
+
+    def _begin(self, robot: LiveRobot, model: RewardModel) -> None:
+        """Takes up a model for a robot that no other one judges, and its episode, if one runs."""
+        began_s = time.monotonic()
+        with self._changed:
+            message = robot.instruction
+            if robot.stream.course is None and message is not None and message.episode_id:
                 detector = SuccessDetector(model.threshold, model.hold)
                 course = Course(message.episode_id, message.text, model, detector)
                 robot.judged_s = began_s
                 robot.stream.begin(course, stamp_to_ns(message.header.stamp))
                 self._changed.notify_all()
-        if message.episode_id and model is None:
-            self._warn(robot, f"episode {message.episode_id} goes unjudged: there is no reward bundle yet")
-        if model is not None:
-            self._tell_active(robot, model, time.monotonic() - began_s)
+        self._tell_active(robot, model, time.monotonic() - began_s)
 
     def _tell_active(self, robot: LiveRobot, model: RewardModel, stall_s: float) -> None:
         if robot.told != model.id:

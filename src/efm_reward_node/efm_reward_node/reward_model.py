@@ -17,7 +17,7 @@ import numpy as np
 from efm_core.bundle import Bundle, load_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.episode import Episode, history_stack
-from efm_core.errors import BadRequest, BundleUnusable, EfmError, EmbodimentMismatch
+from efm_core.errors import BundleUnusable, EfmError, EmbodimentMismatch, Reason
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.reward import first_success
@@ -63,6 +63,12 @@ class EpisodeLabels:
     expectation: np.ndarray
     spread: np.ndarray
     success_index: int
+
+
+class LabellingStopped(EfmError):
+    """The labelling of an episode was ended before its end."""
+
+    reason = Reason.CANCELLED
 
 
 class RewardModel:
@@ -191,7 +197,8 @@ def label_episode(
 
     Raises:
         EmbodimentMismatch: Recorded with another embodiment than the model's.
-        BadRequest: The instruction is too long for the model, or `stopped` became true.
+        BadRequest: The instruction is too long for the model.
+        LabellingStopped: `stopped` became true.
         EpisodeInvalid: An image does not decode.
         BundleUnusable: An output is not finite.
     """
@@ -205,7 +212,7 @@ def label_episode(
     judgements: list[Judgement] = []
     for start in range(0, len(episode), LABEL_BATCH):
         if stopped():
-            raise BadRequest("the node was stopped while it labelled; ask again")
+            raise LabellingStopped(f"episode {episode.id}: stopped at observation {start}; ask again")
         rows = np.arange(start, min(start + LABEL_BATCH, len(episode)))
         observations = _observations(episode, stacks, rows)
         for judgement in model.judge(observations, [text] * len(rows)):

@@ -36,10 +36,12 @@ class Robot:
     def is_heard(self):
         return self.camera.get_subscription_count() and self.instruction.get_subscription_count()
 
-    def begin(self, episode_id, first, text=TASK):
+    def begin(self, episode_id, first, text=TASK, wait=True):
         message = Instruction(episode_id=episode_id, text=text)
         message.header.stamp = ns_to_stamp(stamp(first))
         self.instruction.publish(message)
+        if not wait:
+            return
         self.spinner.until(
             lambda: self.stream.course is not None and self.stream.course.episode_id == episode_id,
             f"the begin of episode {episode_id}",

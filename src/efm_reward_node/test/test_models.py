@@ -99,6 +99,20 @@ def test_without_a_bundle_the_first_announced_one_is_taken_and_no_other(start, l
     assert sorted(path.name for path in (tmp_path / "cache").glob("[0-9a-f]*")) == [first.id]
 
 
+def test_an_episode_that_began_before_there_was_any_model_is_judged_as_soon_as_there_is_one(
+    start, learner, tmp_path
+):
+    """The first episode of a fleet that has just started must not run to its greatest length unjudged."""
+    node, (arm,) = start(bundle="")
+    arm.begin("first", 0, wait=False)
+    arm.spinner.until(lambda: arm.live.instruction is not None, "the instruction")
+    arm.show(0, 5)
+    arm.spinner.until(lambda: arm.stream._kept, "the image")
+    learner.announce(write_reward_bundle(tmp_path / "learner"))
+    arm.until_judged(1)
+    assert arm.labels[0].expectation == pytest.approx(5, abs=1e-3)
+
+
 def test_told_to_follow_the_models_it_takes_every_reward_bundle(start, learner, tmp_path):
     node, (arm,) = start(follow_models=True)
     for offset in (1.0, 2.0):

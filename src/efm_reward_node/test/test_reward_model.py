@@ -8,8 +8,8 @@ import pytest
 from judged_world import TASK, observation, record, robot, stamp, write_reward_bundle
 
 from efm_core.episode import read_episode
-from efm_core.errors import BadRequest, BundleUnusable, EmbodimentMismatch, EpisodeInvalid
-from efm_reward_node.reward_model import label_episode, load_reward
+from efm_core.errors import BundleUnusable, EmbodimentMismatch, EpisodeInvalid
+from efm_reward_node.reward_model import LabellingStopped, label_episode, load_reward
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_an_episode_of_another_robot_is_refused(model, tmp_path):
 
 
 def test_labelling_stops_between_batches_when_it_is_told_to(model, tmp_path):
-    with pytest.raises(BadRequest, match="stopped while it labelled"):
+    with pytest.raises(LabellingStopped, match="stopped at observation 0"):
         label_episode(model, read_episode(record(tmp_path, [9, 8])), stopped=lambda: True)
 
 

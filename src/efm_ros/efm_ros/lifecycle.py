@@ -26,7 +26,7 @@ import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
@@ -41,6 +41,7 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.STALE,
 )
 DIAGNOSTICS_PERIOD_S = 1.0
+LONGEST_WAIT_S = 1.0  # At the end, for callbacks that still run.
 EXIT_STOPPED, EXIT_FAILED = 0, 1
 
 
@@ -133,8 +134,7 @@ class EfmLifecycleNode(LifecycleNode):
     def diagnose(
         self, name: str, level: bytes, message: str, robot: str | None = None, **values: object
     ) -> None:
-        """Sets the state of a subcomponent, published at 1 Hz until the next call. May be called from any
-        thread.
+        """Sets the state of a subcomponent, published at 1 Hz until the next call, from any thread.
 
         Args:
             name: Subcomponent; published as '<node>: <name>'.
@@ -230,7 +230,8 @@ class EfmLifecycleNode(LifecycleNode):
         self.diagnose("lifecycle", OK if label == "active" else WARN, label)
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
-        for name, (level, text, values) in sorted(list(self.diagnostics.items())):
+        states = list(self.diagnostics.items())  # A copy at once: other threads may add to it.
+        for name, (level, text, values) in sorted(states):
             status = DiagnosticStatus(level=level, name=f"{self.get_name()}: {name}", message=text)
             status.hardware_id = self._hardware.get(name, robot_label(self, ""))
             status.values = [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
@@ -257,6 +258,7 @@ def run_node(
 
     Callbacks run in this thread (`threads` = 1) or in a pool. At the end no callback runs any more when
     `stop` is called, so that its hold-still command is the last one; the middleware is shut down after that.
+    To be called from the process's main thread, which gets the signals.
 
     Args:
         factory: Makes the node; called after rclpy.init.
@@ -271,47 +273,50 @@ def run_node(
     except Exception as error:  # noqa: BLE001 - a bad command line or YAML file has no class of its own
         print(f"the node did not start: {error}", file=sys.stderr)
         return EXIT_FAILED
-    node: EfmLifecycleNode | None = None
-    executor: Executor | None = None
-    try:
-        with _StopSignals() as signals:
-            try:
-                node = factory()
-                executor = SingleThreadedExecutor() if threads == 1 else _ThreadPool(threads)
-                executor.add_node(node)
-                wake = node.create_guard_condition(lambda: None)
-                signals.on_signal(lambda: (node.ending.set(), wake.trigger()))
-                while signals.received is None and node.failure is None and not _is_finalized(node):
-                    executor.spin_once()
-            except (KeyboardInterrupt, ExternalShutdownException):
-                pass
-            except Exception as error:  # noqa: BLE001 - whatever a callback raises: the robot stops
-                if node is not None:
-                    node.fail(error)
-                else:
-                    _log_start_error(error)
-                    return EXIT_FAILED
-            if node is not None:
-                node.ending.set()
-            if executor is not None:
-                executor.shutdown(timeout_sec=1.0)
+    with _StopSignals() as signals:
+        try:
+            node = _make(factory)
             if node is None:
-                return EXIT_STOPPED
-            node.stop_and_release()
+                return EXIT_FAILED
+            try:
+                _spin(node, threads, signals)
+            finally:
+                node.stop_and_release()
+                node.destroy_node()
             return EXIT_STOPPED if node.failure is None else EXIT_FAILED
+        finally:
+            rclpy.try_shutdown()
+
+
+def _make(factory: Callable[[], EfmLifecycleNode]) -> EfmLifecycleNode | None:
+    try:
+        return factory()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the log
+        text = str(error) if isinstance(error, EfmError) else traceback.format_exc()
+        rclpy.logging.get_logger("efm").fatal(f"the node did not start: {text}")
+        return None
+
+
+def _spin(node: EfmLifecycleNode, threads: int, signals: _StopSignals) -> None:
+    """Runs callbacks until the process is to end; when this returns none runs any more."""
+    executor = SingleThreadedExecutor() if threads == 1 else _ThreadPool(threads)
+    executor.add_node(node)
+    wake = node.create_guard_condition(lambda: None)
+    signals.on_signal(lambda: (node.ending.set(), wake.trigger()))
+    try:
+        while signals.received is None and node.failure is None and not _is_finalized(node):
+            executor.spin_once()
+    except ExternalShutdownException:
+        pass
+    except Exception as error:  # noqa: BLE001 - whatever a callback raises: the robot stops
+        node.fail(error)
     finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+        node.ending.set()
+        executor.shutdown(timeout_sec=LONGEST_WAIT_S)
 
 
 def _is_finalized(node: EfmLifecycleNode) -> bool:
     return node._state_machine.current_state[1] == "finalized"
-
-
-def _log_start_error(error: Exception) -> None:
-    text = str(error) if isinstance(error, EfmError) else "".join(traceback.format_exception(error))
-    rclpy.logging.get_logger("efm").fatal(f"the node did not start: {text}")
 
 
 class _ThreadPool(MultiThreadedExecutor):

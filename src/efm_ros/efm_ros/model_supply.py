@@ -124,7 +124,7 @@ class ModelSupply(Generic[AnyModel]):
         try:
             self._bring(path)
         except EfmError as error:
-            self._refuse(path.name, error, str(error))
+            self._refuse(path.resolve().name, error, str(error))
             raise
 
     def want(self, path: Path) -> None:
@@ -210,7 +210,7 @@ class ModelSupply(Generic[AnyModel]):
 
     def _run(self) -> None:
         while (wish := self._next()) is not None:
-            name = wish.name if isinstance(wish, Path) else wish.bundle_id
+            name = wish.resolve().name if isinstance(wish, Path) else wish.bundle_id
             try:
                 self._bring(
                     wish if isinstance(wish, Path) else self._fetch(wish), isinstance(wish, ModelInfo)
@@ -234,12 +234,12 @@ class ModelSupply(Generic[AnyModel]):
 
     def _bring(self, path: Path, fetched: bool = False) -> None:
         """Loads a bundle and makes it the current one."""
-        current = self.current
-        if current is not None and current.id == path.name:
+        current, name = self.current, path.resolve().name  # The id, also behind a link.
+        if current is not None and current.id == name:
             self._tell(current.id, ModelStatus.STATE_READY)
             self._ready(current)
             return
-        self._tell(path.name, ModelStatus.STATE_LOADING)
+        self._tell(name, ModelStatus.STATE_LOADING)
         try:
             model = self._load(path)
         except (BundleInvalid, BundleTampered):

@@ -49,7 +49,7 @@ class CommandingParameters(NodeParameters):
         description="What goes wrong.",
         choices=("none", "acquire", "acquire_bug", "start", "callback", "thread", "stop"),
     )
-    after: int = param(25, description="Commands before it goes wrong.", low=0)
+    after: int = param(50, description="Commands heard before it goes wrong.", low=0)
 
 
 class CommandingNode(EfmLifecycleNode):
@@ -72,6 +72,8 @@ class CommandingNode(EfmLifecycleNode):
         self.timer = self.create_timer(0.02, self._command)
 
     def _command(self):
+        if not self.count_subscribers("command"):
+            return  # Nobody would hear how it ends.
         self.channel.send(np.ones(1), 1)
         self.sent += 1
         if self.sent == self.parameters.after:
