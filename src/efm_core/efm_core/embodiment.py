@@ -58,6 +58,9 @@ class Embodiment:
         control_rate_hz: control steps per second.
         cameras: may be empty where there is a state.
         state: may be None where there is a camera.
+        action: what the robot takes.
+        steps_to_go: bins of the prediction of the steps that are left.
+        reset: how the scene is made ready for an episode.
         max_steps: greatest number of control steps of an episode.
         watchdog_periods: control periods without a new observation after which the robot is held still.
         dry_run: nothing is sent to the robot until a person says otherwise.

@@ -108,7 +108,14 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class State:
-    """The state vector [S], its order and where it comes from; `max_age_s` [s] as for a camera."""
+    """The state vector [S], its order and where it comes from.
+
+    Attributes:
+        topic: of the messages.
+        interface: sensor_msgs/JointState, or std_msgs/Float64MultiArray in the order of the entries.
+        entries: in the order of the state vector.
+        max_age_s: a state older than this is no observation [s].
+    """
 
     topic: str = _topic()
     interface: Literal["joint_states", "float64_multi_array"] = setting()
@@ -136,7 +143,8 @@ class ActionDimension:
 
     Attributes:
         name: of the joint (joint_trajectory, follow_joint_trajectory), of the axis (TWIST_AXES), or free.
-        low: least value. high: greatest value. Both are exact values of a bin.
+        low: least value, exactly that of the first bin.
+        high: greatest value, exactly that of the last bin.
         bins: number of values that a policy chooses from, evenly spaced from low to high.
         unit: one of Unit.
         max_rate: greatest change per second [unit/s]; .inf: no limit.
@@ -226,7 +234,12 @@ class Action:
 
 @dataclass(frozen=True)
 class StepsToGo:
-    """Bins of the steps-to-go prediction: `bins` of `width` control steps each."""
+    """Bins of the steps-to-go prediction.
+
+    Attributes:
+        bins: their number.
+        width: control steps that each spans.
+    """
 
     bins: int = setting(low=2, high=10000)
     width: int = setting(low=1, high=10000)

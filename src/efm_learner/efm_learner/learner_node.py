@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rclpy.clock import Clock
@@ -77,8 +78,8 @@ class LearnerNode(EfmLifecycleNode):
     Parameters = LearnerParameters
     parameters: LearnerParameters
 
-    def __init__(self) -> None:
-        super().__init__("learner")
+    def __init__(self, **options: Any) -> None:
+        super().__init__("learner", **options)
         self._run: PracticeRun | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
