@@ -194,19 +194,18 @@ class Workshop:
         plan = [
             ("an empty virtual environment", place, self.make_venv),
             ("packages from PyPI", content(self.requirement_files()), self.install_requirements),
-            ("the packages of src", content(metadata), self.install_packages),
         ]
+        packages = ("the packages of src", content(metadata), self.install_packages)
         if self.machine.ros_distro:
             shared = [
                 str(path)
                 for folder in ("launch", "config")
                 for path in sorted(self.root.glob(f"{folder}/**/*"))
             ]
-            plan.append(
-                ("the colcon workspace", content(interfaces) + " ".join(shared), self.build_workspace)
-            )
+            workspace = content(interfaces) + " ".join(shared)
+            plan += [packages, ("the colcon workspace", workspace, self.build_workspace)]
         else:
-            plan.append(("message types", content(interfaces), self.build_messages))
+            plan += [("message types", content(interfaces), self.build_messages), packages]
         stages, so_far = [], ""
         for name, depends, work in plan:
             so_far = hashlib.sha256((so_far + depends).encode()).hexdigest()

@@ -131,8 +131,8 @@ def test_software_drawing_through_osmesa_is_enough(monkeypatch):
 
 def test_a_fresh_checkout_has_everything_to_do(checkout):
     bare, robot = setup.Workshop(checkout, BARE), setup.Workshop(checkout, ROBOT)
-    assert names(bare.to_do())[-1] == "message types"
-    assert names(robot.to_do())[-1] == "the colcon workspace"
+    assert "message types" in names(bare.to_do())
+    assert "the colcon workspace" in names(robot.to_do())
     assert checkout / "requirements/ros.txt" in bare.requirement_files()
     assert checkout / "requirements/ros.txt" not in robot.requirement_files()
 
@@ -154,9 +154,9 @@ def test_a_second_run_has_nothing_to_do(checkout, machine):
 @pytest.mark.parametrize(
     ("changed", "to_do"),
     [
-        ("src/efm_msgs/msg/Step.msg", ["message types"]),
-        ("src/efm_core/package.xml", ["the packages of src", "message types"]),
-        ("requirements/run.txt", ["packages from PyPI", "the packages of src", "message types"]),
+        ("src/efm_msgs/msg/Step.msg", ["message types", "the packages of src"]),
+        ("src/efm_core/package.xml", ["the packages of src"]),
+        ("requirements/run.txt", ["packages from PyPI", "message types", "the packages of src"]),
         ("launch/robot.launch.py", []),
     ],
 )
