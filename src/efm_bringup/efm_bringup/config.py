@@ -48,4 +48,7 @@ def use_middleware_profile(environment: MutableMapping[str, str]) -> None:
     Without them images are lost on the way and nodes take seconds to find one another.
     """
     if not any(name in environment for name in MIDDLEWARE_VARIABLES):
-        environment[MIDDLEWARE_VARIABLES[0]] = str(config_file("fastdds.xml"))
+        alone = environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == "LOCALHOST"
+        environment[MIDDLEWARE_VARIABLES[0]] = str(
+            config_file("fastdds_localhost.xml" if alone else "fastdds.xml")
+        )

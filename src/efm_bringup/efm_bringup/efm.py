@@ -1,7 +1,7 @@
 """The command `efm`: one table of subcommands, each in the package that it belongs to.
 
-A subcommand is a function `main(argv) -> int`; its module is imported only when it is asked for, so that `efm --help`
-is quick and `efm bundle` needs neither torch nor ROS.
+A subcommand is a function `main(argv) -> int`; its module is imported only when it is asked for, so that
+`efm --help` is quick and `efm bundle` needs neither torch nor ROS.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"efm {name}"
     try:
-        use_middleware_profile(os.environ)
+        if name != "demo":  # It chooses for itself, to stay on this machine.
+            use_middleware_profile(os.environ)
         return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
     except EfmError as error:
         print(f"efm {name}: {error}", file=sys.stderr)

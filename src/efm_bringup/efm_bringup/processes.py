@@ -22,7 +22,7 @@ from efm_bringup.stacks import NodeSpec
 from efm_core.errors import WaitTimeout
 
 RESPAWN_DELAY_S = 1.0
-STOP_DEADLINE_S = 5.0
+STOP_DEADLINE_S = 10.0  # Twice what a whole stack may take; a learner ends its iteration first.
 KILL_DEADLINE_S = 2.0
 
 
@@ -117,10 +117,14 @@ class ProcessGroup:
         )
 
     def stop(self) -> list[int]:
-        """Sends one SIGINT to each, waits, and kills what is left; returns the exit codes in start order."""
+        """Sends one SIGTERM to each, waits, and kills what is left; returns the exit codes in start order.
+
+        SIGTERM and not SIGINT, which are the same to a node that is up, since Python would fill the terminal
+        with the tracebacks of those that are still starting. Such a node dies of it and counts as ended well.
+        """
         for running in self._running:
             if running.process.poll() is None:
-                running.process.send_signal(signal.SIGINT)
+                running.process.terminate()
         deadline = time.monotonic() + STOP_DEADLINE_S
         for running in self._running:
             try:
@@ -129,6 +133,7 @@ class ProcessGroup:
                 running.process.kill()
                 running.process.wait(KILL_DEADLINE_S)
         codes = [running.process.returncode for running in self._running]
+        codes = [0 if code == -signal.SIGTERM else code for code in codes]
         for file in self._files:
             file.close()
         self._running, self._files = [], []
@@ -145,7 +150,7 @@ class ProcessGroup:
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             env=self._environment,
-            start_new_session=True,  # Ctrl+C reaches this process alone, which then stops the others.
+            start_new_session=True,  # Ctrl+C reaches this process alone, which stops the others.
         )
 
     def _hint(self, node: NodeSpec) -> str:

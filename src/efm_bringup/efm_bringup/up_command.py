@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "--print", action="store_true", help="print the command lines instead of running them"
     )
     parser.add_argument("--logs", type=Path, help="folder for one log file per node (default: this terminal)")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     if options.show_args:
         print(arguments_text(STACKS[options.stack]))
         return 0

@@ -1,0 +1,130 @@
+"""Processes of a stack: started, watched, restarted, and stopped with one signal."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from efm_bringup.processes import ProcessGroup, command_of, wait_for
+from efm_bringup.stacks import NodeSpec
+from efm_core.errors import WaitTimeout
+
+DEADLINE_S = 30.0  # For what takes milliseconds on an idle machine.
+# A node as the operating system sees it: says that it is up, and ends at SIGTERM with the code asked for.
+NODE = """
+import pathlib, signal, sys, time
+words = dict(text.split(":=") for text in sys.argv if ":=" in text)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(words.get("code", 0))))
+with pathlib.Path(words["said"].strip('"')).open("a") as file:
+    file.write("up\\n")
+if words.get("dies") == "true":
+    sys.exit(3)
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def module(tmp_path):
+    (tmp_path / "some_node.py").write_text(NODE)
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+
+def spec(said: Path, name: str = "node", respawn: bool = True, **parameters: object) -> NodeSpec:
+    parameters["said"] = str(said)
+    return NodeSpec("package", "x", "some_node", name, "/robot", parameters=parameters, respawn=respawn)
+
+
+def ups(said: Path) -> int:
+    return len(said.read_text().splitlines()) if said.exists() else 0
+
+
+def test_all_stop_on_one_signal_with_their_exit_codes(tmp_path, module):
+    said = tmp_path / "said"
+    with ProcessGroup([spec(said), spec(said, "other", code=7)], environment=module) as group:
+        wait_for(lambda: ups(said) == 2, "two nodes", DEADLINE_S, group)
+        assert group.dead == []
+        began = time.monotonic()
+        codes = group.stop()
+    assert codes == [0, 7]
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_node_that_died_is_named_and_started_again(tmp_path, module):
+    said, logs = tmp_path / "said", tmp_path / "logs"
+    with ProcessGroup([spec(said)], logs, module) as group:
+        wait_for(lambda: ups(said) == 1, "the node", DEADLINE_S)
+        os.kill(group.pid("node", "/robot"), signal.SIGKILL)
+        lines: list[str] = []
+        wait_for(lambda: lines.extend(group.watch()) or ups(said) == 2, "the node again", DEADLINE_S)
+        assert lines == [f"/robot/node ended with code -9; see {logs / 'robot.node.log'}"]
+        assert group.dead == []
+
+
+def test_a_node_without_respawn_stays_dead_and_ends_a_wait(tmp_path, module):
+    said = tmp_path / "said"
+    with ProcessGroup([spec(said, respawn=False, dies=True)], environment=module) as group:
+        with pytest.raises(WaitTimeout, match="waited for spring, but /robot/node ended"):
+            wait_for(lambda: False, "spring", DEADLINE_S, group)
+        assert group.watch() == ["/robot/node ended with code 3"]
+        assert group.watch() == []
+        assert group.dead == ["/robot/node"]
+
+
+def test_a_wait_has_an_end_and_says_what_for():
+    with pytest.raises(WaitTimeout, match="waited 0 s for godot"):
+        wait_for(lambda: False, "godot", 0.1)
+
+
+def test_nobody_is_left_behind_when_the_block_fails(tmp_path, module):
+    said = tmp_path / "said"
+    with pytest.raises(ZeroDivisionError), ProcessGroup([spec(said)], environment=module) as group:
+        wait_for(lambda: ups(said) == 1, "the node", DEADLINE_S)
+        pid = group.pid("node", "/robot")
+        raise ZeroDivisionError
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_node_that_was_still_starting_ended_well(tmp_path):
+    (tmp_path / "slow_node.py").write_text("import time\ntime.sleep(60)\n")
+    node = NodeSpec("package", "x", "slow_node", "node")
+    with ProcessGroup([node], environment={"PYTHONPATH": str(tmp_path)}) as group:
+        assert group.stop() == [0]
+
+
+def test_values_keep_their_types_on_the_command_line():
+    node = NodeSpec(
+        "package",
+        "x",
+        "module",
+        "node",
+        "/ns",
+        parameters={"text": "true", "flag": True, "names": ["", "b"], "json": '{"a": 1}', "whole": 3},
+        remappings=(("a", "b"),),
+        ros_arguments=("--log-level", "warn"),
+    )
+    assert command_of(node)[1:] == [
+        *("-m", "module", "--ros-args", "-r", "__node:=node", "-r", "__ns:=/ns", "-r", "a:=b"),
+        *("-p", 'text:="true"', "-p", "flag:=true", "-p", 'names:=["", "b"]'),
+        *("-p", 'json:="{\\"a\\": 1}"', "-p", "whole:=3", "--log-level", "warn"),
+    ]
+
+
+def test_efm_up_ends_well_when_it_was_started_in_the_background(tmp_path):
+    # A shell lets what it starts with & ignore SIGINT; `efm up` must still stop on it.
+    command = [sys.executable, "-m", "efm_bringup.efm", "up", "simulation", f"--logs={tmp_path}"]
+    process = subprocess.Popen(
+        ["sh", "-c", '"$@" & echo $!; wait $!', "sh", *command], stdout=subprocess.PIPE, text=True
+    )
+    pid = int(process.stdout.readline())
+    try:
+        wait_for((tmp_path / "sim.log").exists, "the first node", DEADLINE_S)
+        os.kill(pid, signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
