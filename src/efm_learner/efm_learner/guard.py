@@ -3,24 +3,31 @@
 The policy is rewarded by one steps-to-go model, and sooner or later finds states that this model takes for
 success and the world does not: detected success goes on rising while true success falls. A second model, the
 **verifier**, was trained apart (other seed, other split) and is used for nothing else, so practice puts no
-pressure on its mistakes. The guard counts an episode as good when the detector ended it AND the verifier agrees on the
-last observations. It keeps the version with the most good episodes, and stops practice when later versions
-are worse beyond chance.
+pressure on its mistakes. An episode counts as good when the detector ended it AND the verifier agrees on the
+last observations. The guard knows the version with the most good episodes, and stops practice when the newest
+episodes are worse than the best ones before them, beyond chance.
 
-What it leaves out: mistakes that both models share. They were trained on demonstrations of the same robot; where those
-never show a certain failure, both can be wrong.
+What it leaves out: mistakes that both models share. They were trained on demonstrations of the same robot;
+where those never show a certain failure, both can be wrong. Without a verifier only the detector is left to
+ask, and the guard cannot notice that it is fooled (`BLIND`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from efm_core.errors import BadRequest
 from efm_core.statistics import wilson_interval
 
-__all__ = ["Guard", "GuardSettings", "Verdict"]
+__all__ = ["BLIND", "Guard", "GuardSettings", "Verdict"]
+
+BLIND = (
+    "there is no verifier: the guard can only ask the detector, and does not notice when that is fooled; "
+    "train a second reward bundle with another seed and name it"
+)
 
 
 @dataclass(frozen=True)
@@ -29,36 +36,46 @@ class GuardSettings:
 
     Attributes:
         enabled: Off: signals are still recorded, but nothing stops.
-        window: Consecutive versions whose episodes are judged together.
-        significance: Standard deviations by which the window must lie below the best one.
-        patience: Consecutive windows that must do so before practice stops.
-        instant_steps: Detected episodes of this many steps or fewer count as instant: nothing can be done so fast.
-        instant_share: Share of instant episodes in a window at which practice stops at once.
-        slack: Steps above its own threshold at which the verifier still agrees: the episode is cut when the detector
-            fires, which may be a little before the verifier would.
-        kl_limit: Mean KL from the Stage-1 policy per decision [nats] at which practice stops; 0 means no limit.
+        window: Episodes that are judged together, at least.
+        significance: Standard deviations by which the newest window must lie below the best one. The best
+            of many windows is good by luck as well: of 600 simulated runs with a constant rate of success,
+            1,560 episodes each, 8 were stopped at 4, and 213 at 3.
+        instant_steps: A success within so many control steps beyond the detector's hold counts as instant:
+            nothing can be done so fast.
+        instant_window: Newest episodes that are looked at for instant ones.
+        instant_share: Share of instant episodes among them at which practice stops at once.
+        slack: Control steps above its own threshold at which the verifier still agrees: the episode is cut
+            when the detector fires, which may be a little before the verifier would.
+        kl_limit: Mean KL from the Stage-1 policy per decision [nats] at which practice stops; 0: no limit.
     """
 
     enabled: bool = True
-    window: int = 3
-    significance: float = 2.0
-    patience: int = 2
+    window: int = 60
+    significance: float = 4.0
     instant_steps: int = 2
+    instant_window: int = 10
     instant_share: float = 0.8
     slack: float = 2.0
     kl_limit: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.patience < 1 or self.significance < 0 or not 0 < self.instant_share <= 1:
-            raise BadRequest(
-                f"guard settings out of range: {asdict(self)}; window and patience >= 1, "
-                "significance >= 0, instant_share in (0, 1]"
-            )
+        fine = {
+            "window": self.window >= 1,
+            "significance": self.significance > 0,
+            "instant_steps": self.instant_steps >= 0,
+            "instant_window": self.instant_window >= 1,
+            "instant_share": 0 < self.instant_share <= 1,
+            "slack": self.slack >= 0,
+            "kl_limit": self.kl_limit >= 0,
+        }
+        wrong = [f"{name}={getattr(self, name)}" for name, valid in fine.items() if not valid]
+        if wrong:
+            raise BadRequest(f"guard settings out of range: {', '.join(wrong)}; see GuardSettings")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard concludes after an iteration.
+    """What the guard concludes.
 
     Attributes:
         stop: Practice should end.
@@ -71,99 +88,139 @@ class Verdict:
     message: str
 
 
-@dataclass
-class _Tally:
+class _Tally(NamedTuple):
+    """Episodes of one version, or of several together; `good` is never instant."""
+
     episodes: int = 0
     good: int = 0
     detected: int = 0
-    instant: int = 0
+
+    def plus(self, other: _Tally) -> _Tally:
+        return _Tally(
+            self.episodes + other.episodes, self.good + other.good, self.detected + other.detected
+        )
+
+    def __str__(self) -> str:
+        return f"{self.good} of {self.episodes}"
+
+
+class _Window(NamedTuple):
+    """The episodes of versions `first` to `last`."""
+
+    first: int
+    last: int
+    tally: _Tally
 
 
 @dataclass
 class Guard:
-    """Keeps the score of every version. Its state is plain data (`state`, `restore`)."""
+    """Keeps the score of every version. Its state is plain data (`state`, `restore`).
+
+    Attributes:
+        settings: When it acts.
+        hold: Observations that the detector needs at or below its threshold.
+    """
 
     settings: GuardSettings
-    tallies: dict[int, _Tally] = field(default_factory=dict)
-    strikes: int = 0
+    hold: int = 1
+    _tallies: dict[int, _Tally] = field(default_factory=dict)
+    _instant: list[bool] = field(default_factory=list)
 
     def record(self, version: int, detected: bool, verified: bool | None, steps: int) -> None:
-        """Counts one finished episode of a version. Without a verifier `detected` alone counts as good."""
-        tally = self.tallies.setdefault(version, _Tally())
-        tally.episodes += 1
-        tally.detected += detected
-        tally.good += detected and verified is not False
-        tally.instant += detected and steps <= self.settings.instant_steps
+        """Counts one finished episode.
+
+        Args:
+            version: Of the policy that acted.
+            detected: Whether the detector ended it.
+            verified: Whether the verifier agrees; None without a verifier, and then `detected` is believed.
+            steps: Its control steps.
+        """
+        instant = detected and steps <= self.hold - 1 + self.settings.instant_steps
+        good = detected and verified is not False and not instant
+        self._tallies[version] = self._tallies.get(version, _Tally()).plus(_Tally(1, int(good), int(detected)))
+        self._instant = [*self._instant, instant][-self.settings.instant_window :]
+
+    def glance(self) -> Verdict:
+        """Looks for instant successes only; for every episode."""
+        return self._verdict(self._instant_message())
 
     def judge(self, kl: float = 0.0) -> Verdict:
-        """Draws the conclusion from all that was recorded; call once per iteration."""
-        best = next(iter(self.ranking()), 0)
-        best_window = self._window(best)
-        newest = self._window(max(self.tallies, default=0))
-        if newest.episodes and newest.instant / newest.episodes >= self.settings.instant_share:
-            return self._verdict(
-                True,
-                best,
-                f"{newest.instant} of {newest.episodes} episodes ended within {self.settings.instant_steps} steps "
-                "of the reset: the detector fires on the start state. Check the reset and the threshold",
-            )
-        if self.settings.kl_limit and kl > self.settings.kl_limit:
-            return self._verdict(True, best, f"KL from Stage 1 is {kl:.2f} > {self.settings.kl_limit} nats")
-        drop = _rate(best_window) - _rate(newest)
-        noise = math.sqrt(_variance(best_window) + _variance(newest))
-        worse = newest.episodes > 0 and drop > self.settings.significance * noise
-        self.strikes = self.strikes + 1 if worse else 0
-        if not worse:
-            return self._verdict(False, best, "")
-        message = (
-            f"good episodes fell from {_text(best_window)} around version {best} to {_text(newest)}"
-            f" ({newest.detected} of {newest.episodes} detected); strike {self.strikes} of {self.settings.patience}"
-        )
-        return self._verdict(self.strikes >= self.settings.patience, best, message)
+        """Draws the conclusion from all that was recorded; for every iteration.
+
+        Args:
+            kl: Mean KL from the Stage-1 policy per decision [nats].
+        """
+        return self._verdict(self._instant_message() or self._kl_message(kl) or self._fall_message())
+
+    def _verdict(self, message: str) -> Verdict:
+        return Verdict(bool(message) and self.settings.enabled, next(iter(self.ranking()), 0), message)
 
     def ranking(self) -> list[int]:
-        """Returns the versions with the greatest lower bound of good episodes first."""
-        windows = {version: self._window(version) for version in sorted(self.tallies)}
-        return sorted(windows, key=lambda v: -wilson_interval(windows[v].good, windows[v].episodes)[0])
+        """Returns the versions, that with the greatest lower bound of its rate of good episodes first.
 
-    def state(self) -> dict[str, object]:
+        A version is judged together with those before it that fill its window.
+        """
+        windows = self._windows()
+        bounds = {w.last: wilson_interval(w.tally.good, w.tally.episodes)[0] for w in windows}
+        return sorted(bounds, key=lambda version: (-bounds[version], version))
+
+    def state(self) -> dict[str, Any]:
         """Returns everything needed to go on after a restart, as JSON-ready data."""
-        return {"strikes": self.strikes, "tallies": {str(v): asdict(t) for v, t in self.tallies.items()}}
+        tallies = {str(version): tally._asdict() for version, tally in self._tallies.items()}
+        return {"instant": self._instant, "tallies": tallies}
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state` returned."""
-        self.strikes = int(state["strikes"])
-        self.tallies = {int(version): _Tally(**tally) for version, tally in state["tallies"].items()}
+        self._instant = list(state["instant"])
+        self._tallies = {int(version): _Tally(**tally) for version, tally in state["tallies"].items()}
 
-    def _verdict(self, stop: bool, best: int, message: str) -> Verdict:
-        return Verdict(stop and self.settings.enabled, best, message)
+    def _instant_message(self) -> str:
+        count, settings = sum(self._instant), self.settings
+        full = len(self._instant) == settings.instant_window
+        if not full or count < settings.instant_share * settings.instant_window:
+            return ""
+        return (
+            f"{count} of the newest {len(self._instant)} episodes ended in success within "
+            f"{self.hold - 1 + settings.instant_steps} steps of the reset: the detector fires on the start "
+            "state; check the reset and the success threshold"
+        )
 
-    def _window(self, version: int) -> _Tally:
-        """Tally of a version and the ones before it within the window."""
-        first = version - self.settings.window + 1
-        return _sum(tally for v, tally in self.tallies.items() if first <= v <= version)
+    def _kl_message(self, kl: float) -> str:
+        limit = self.settings.kl_limit
+        return f"KL from Stage 1 is {kl:.2f}, more than {limit:g} nats" if limit and kl > limit else ""
+
+    def _fall_message(self) -> str:
+        """Compares the newest window with the best one that has no episode in common with it."""
+        full = [window for window in self._windows() if window.tally.episodes >= self.settings.window]
+        if not full or full[-1].last != max(self._tallies):
+            return ""
+        newest = full[-1]
+        before = [window for window in full if window.last < newest.first]
+        best = max(before, key=lambda window: _fall(window.tally, newest.tally), default=None)
+        if best is None or _fall(best.tally, newest.tally) <= self.settings.significance:
+            return ""
+        return (
+            f"good episodes fell from {best.tally} (until version {best.last}) to {newest.tally}, of which "
+            f"{newest.tally.detected} look like success to the detector"
+        )
+
+    def _windows(self) -> list[_Window]:
+        """Returns for each version the episodes that it is judged by, in the order of versions."""
+        versions = sorted(self._tallies)
+        windows = []
+        for index, last in enumerate(versions):
+            total, first = self._tallies[last], last
+            for first in reversed(versions[:index]) if total.episodes < self.settings.window else ():
+                total = total.plus(self._tallies[first])
+                if total.episodes >= self.settings.window:
+                    break
+            windows.append(_Window(first, last, total))
+        return windows
 
 
-def _sum(tallies: Iterable[_Tally]) -> _Tally:
-    total = _Tally()
-    for tally in tallies:
-        total.episodes += tally.episodes
-        total.good += tally.good
-        total.detected += tally.detected
-        total.instant += tally.instant
-    return total
-
-
-def _rate(tally: _Tally) -> float:
-    return tally.good / tally.episodes if tally.episodes else 0.0
-
-
-def _variance(tally: _Tally) -> float:
-    """Of the rate, with one good and one bad episode added so that it is never zero."""
-    n = tally.episodes + 2
-    p = (tally.good + 1) / n
-    return p * (1 - p) / n
-
-
-def _text(tally: _Tally) -> str:
-    return f"{tally.good} of {tally.episodes}"
+def _fall(before: _Tally, after: _Tally) -> float:
+    """Returns by how many standard deviations the rate fell, if both had the same true rate."""
+    both = before.plus(after)
+    rate = (both.good + 1) / (both.episodes + 2)  # Never 0 or 1.
+    deviation = math.sqrt(rate * (1 - rate) * (1 / before.episodes + 1 / after.episodes))
+    return (before.good / before.episodes - after.good / after.episodes) / deviation

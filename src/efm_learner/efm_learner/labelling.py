@@ -30,7 +30,7 @@ class Judge:
     def __init__(self, bundle: Bundle) -> None:
         if bundle.manifest.kind == "policy" or bundle.manifest.success_threshold is None:
             raise BundleInvalid(
-                f"bundle {bundle.id}: expected a calibrated reward bundle, found kind {bundle.manifest.kind!r} with "
+                f"bundle {bundle.id}: expected a calibrated reward, found kind {bundle.manifest.kind!r} with "
                 f"success_threshold {bundle.manifest.success_threshold}; make one with efm sft"
             )
         self.bundle = bundle

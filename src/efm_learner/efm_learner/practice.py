@@ -1,15 +1,15 @@
 """Stage 2: REINFORCE on the fall of steps-to-go (arXiv 2509.15155, Algorithm 1).
 
-`PracticeTrainer` turns finished rollouts into gradient steps and nothing else: no ROS, no files, no clock. What a
-rollout's reward is was decided by the frozen reward bundle before it came here; the world's ground truth
-has no way in. The paper's recipe is the default. Everything beyond it is a switch of `PracticeSettings` that is off.
+`PracticeTrainer` turns finished rollouts into gradient steps and nothing else: no ROS, no files, no clock.
+What a rollout's reward is was decided by the frozen reward bundle before it came here; the world's ground
+truth has no way in. The paper's recipe is the default; what goes beyond it is a switch in `PracticeSettings`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,16 @@ from efm_core.errors import BadRequest
 from efm_core.reward import discounted_returns, rewards
 from efm_learner.network import ACTION_LOGITS, EfmNetwork
 
-__all__ = ["IterationReport", "PracticeSettings", "PracticeTrainer", "Rollout"]
+__all__ = ["Cancelled", "IterationReport", "PracticeSettings", "PracticeTrainer", "Rollout"]
+
+KL_ROWS = 256  # Decisions that the KL divergence from Stage 1 is measured on.
+PARITY_ROWS = 64  # Decisions that an export is checked on.
+# Greatest difference of log-probabilities that enters a ratio: beyond any clip range, and its exp is finite.
+LOG_RATIO_LIMIT = 20.0
+
+
+class Cancelled(Exception):
+    """An iteration was given up half-way; the trainer's weights are between two versions."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +94,6 @@ class PracticeSettings:
         """Fresh decisions that one iteration takes, N * B / epochs."""
         return max(self.batch, self.updates * self.batch // self.epochs)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> PracticeSettings:
-        """Reads settings back; an unknown name is refused with the choices."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise BadRequest(f"unknown practice settings {unknown}; choices: {sorted(known)}")
-        return cls(**values)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
 class Rollout:
@@ -104,7 +104,7 @@ class Rollout:
         version: Version of the policy that acted.
         inputs: Network input name -> array [T, ...], one row per decision.
         tokens: int64 [T, C, D]; -1 where a chunk's step was not executed.
-        log_probs: float32 [T], log-probability of the executed tokens under the acting policy at temperature 1.
+        log_probs: float32 [T], of the executed tokens under the acting policy at temperature 1.
         steps_to_go: float32 [T + 1], d before every decision and after the last.
         detected: Whether the success detector ended it.
         verified: Whether the verifier agrees that it ended in success; None where there is no verifier.
@@ -121,8 +121,10 @@ class Rollout:
 
     def __post_init__(self) -> None:
         decisions = len(self.tokens)
-        if decisions == 0:
-            raise BadRequest(f"episode {self.episode_id}: no decisions, nothing to learn from")
+        if self.learnable == 0:
+            raise BadRequest(
+                f"episode {self.episode_id}: the policy decided nothing, so there is nothing to learn from"
+            )
         lengths = {name: len(array) for name, array in self.inputs.items()}
         lengths["log_probs"] = len(self.log_probs)
         wrong = {name: length for name, length in lengths.items() if length != decisions}
@@ -137,6 +139,11 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def learnable(self) -> int:
+        """Decisions with at least one executed token of the policy."""
+        return int(_by_policy(self.tokens).sum())
+
     def returns(self, gamma: float) -> np.ndarray:
         """Monte-Carlo returns of the fall of d, float64 [T]."""
         return discounted_returns(rewards(self.steps_to_go), gamma)
@@ -150,15 +157,18 @@ class IterationReport:
         iteration: Counted from 1.
         updates: Gradient steps taken so far, all iterations.
         episodes: Rollouts of this iteration.
-        decisions: Decisions used.
+        decisions: Decisions used, of those that were the policy's.
         mean_return: Mean discounted return.
         mean_steps: Mean decisions per episode.
         detected: Share of episodes that the detector ended.
-        verified: Share of episodes that ended in success by detector and verifier; NaN without a verifier.
+        verified: Share of episodes that ended in success by detector and verifier; None without a verifier.
         steps_to_go_last: Mean d of the last observations.
         loss: Mean loss of the gradient steps.
         entropy: Mean entropy per action dimension of the policy before the updates [nats].
         kl: Mean KL divergence from the Stage-1 policy after the updates, per decision [nats].
+        log_prob_gap: Mean difference of the acting policy's log-probabilities from the learner's before the
+            first update, per decision [nats]. It is 0 when all episodes are of the newest version and the
+            learner sees what the robot saw; recorded images that lost detail (JPEG) show up here.
     """
 
     iteration: int
@@ -168,24 +178,27 @@ class IterationReport:
     mean_return: float
     mean_steps: float
     detected: float
-    verified: float
+    verified: float | None
     steps_to_go_last: float
     loss: float
     entropy: float
     kl: float
+    log_prob_gap: float
 
 
 class PracticeTrainer:
     """Takes REINFORCE steps on a policy network.
 
     Args:
-        network: Stage-1 policy; trained in place. Its `encoder_parameters()` are frozen on request.
+        network: Stage-1 policy; trained in place, on the device where it is. Its `encoder_parameters()` are
+            frozen on request.
         settings: See `PracticeSettings`.
     """
 
     def __init__(self, network: EfmNetwork, settings: PracticeSettings) -> None:
         self.network = network
         self.settings = settings
+        self.device = next(network.parameters()).device
         self.anchor = copy.deepcopy(network).eval().requires_grad_(False)
         if settings.freeze_encoder:
             for parameter in network.trunk.encoder_parameters():
@@ -200,36 +213,42 @@ class PracticeTrainer:
         # Dropout off: the log-probabilities must be those of the policy that acted.
         self.network.eval()
 
-    def iterate(self, rollouts: Sequence[Rollout]) -> IterationReport:
+    def iterate(
+        self, rollouts: Sequence[Rollout], cancelled: Callable[[], bool] = lambda: False
+    ) -> IterationReport:
         """Takes the updates of one iteration; each decision is used `epochs` times at most.
 
         Args:
-            rollouts: Episodes of the current policy, `settings.decisions` decisions or more; what is over
-                is left out at random.
+            rollouts: Episodes of the current policy, `settings.decisions` learnable decisions or more; what
+                is over is left out at random.
+            cancelled: Looked at before every update.
+
+        Raises:
+            BadRequest: Less than one batch of decisions, or the loss is not finite any more.
+            Cancelled: `cancelled` said so.
         """
         settings = self.settings
         inputs, tokens, old_log_probs, returns = self._table(rollouts)
-        self.sample = {name: array[:64] for name, array in inputs.items()}
+        self.sample = {name: array[:PARITY_ROWS] for name, array in inputs.items()}
         rng = np.random.default_rng([settings.seed, self.iteration])
         weights = torch.as_tensor(settings.c * returns, dtype=torch.float32)
         if settings.normalise_advantages:
             weights = (weights - weights.mean()) / (weights.std(unbiased=False) + 1e-8)
-        losses, entropies = [], []
+        updates = []
         for _ in range(settings.epochs):
             order = rng.permutation(len(tokens))[: settings.decisions]
             for start in range(0, len(order) - settings.batch + 1, settings.batch):
+                if cancelled():
+                    raise Cancelled(
+                        f"iteration {self.iteration + 1} was given up after {len(updates)} updates"
+                    )
                 rows = torch.as_tensor(order[start : start + settings.batch])
-                loss, entropy = self._update(
-                    {name: array[rows] for name, array in inputs.items()},
-                    tokens[rows],
-                    old_log_probs[rows],
-                    weights[rows],
-                )
-                losses.append(loss)
-                entropies.append(entropy)
+                chosen = {name: array[rows] for name, array in inputs.items()}
+                updates.append(self._update(chosen, tokens[rows], old_log_probs[rows], weights[rows]))
         self.iteration += 1
         verdicts = [rollout.verified for rollout in rollouts]
         known = all(verdict is not None for verdict in verdicts)
+        losses, entropies, gaps = zip(*updates, strict=True)
         return IterationReport(
             iteration=self.iteration,
             updates=self.updates,
@@ -238,11 +257,12 @@ class PracticeTrainer:
             mean_return=float(returns.mean()),
             mean_steps=float(np.mean([len(rollout) for rollout in rollouts])),
             detected=float(np.mean([rollout.detected for rollout in rollouts])),
-            verified=float(np.mean([bool(verdict) for verdict in verdicts])) if known else float("nan"),
+            verified=float(np.mean([bool(verdict) for verdict in verdicts])) if known else None,
             steps_to_go_last=float(np.mean([rollout.steps_to_go[-1] for rollout in rollouts])),
             loss=float(np.mean(losses)),
             entropy=entropies[0],
-            kl=self.kl_from_anchor({name: array[:512] for name, array in inputs.items()}),
+            kl=self.kl_from_anchor({name: array[:KL_ROWS] for name, array in inputs.items()}),
+            log_prob_gap=gaps[0],
         )
 
     def kl_from_anchor(self, inputs: Mapping[str, torch.Tensor]) -> float:
@@ -254,23 +274,27 @@ class PracticeTrainer:
     def _table(
         self, rollouts: Sequence[Rollout]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, np.ndarray]:
-        names = rollouts[0].inputs.keys()
-        inputs = {
-            name: torch.as_tensor(np.concatenate([rollout.inputs[name] for rollout in rollouts]))
-            for name in names
-        }
-        tokens = torch.as_tensor(np.concatenate([rollout.tokens for rollout in rollouts]), dtype=torch.int64)
-        log_probs = torch.as_tensor(np.concatenate([rollout.log_probs for rollout in rollouts]))
-        returns = np.concatenate([rollout.returns(self.settings.gamma) for rollout in rollouts])
+        """Returns the decisions that the policy took: inputs, tokens, their log-probabilities, returns."""
+        mine = [_by_policy(rollout.tokens) for rollout in rollouts]
+        tokens = _stacked(rollout.tokens[rows] for rollout, rows in zip(rollouts, mine, strict=True))
         if len(tokens) < self.settings.batch:
             raise BadRequest(
                 f"expected at least one batch of {self.settings.batch} decisions, got {len(tokens)}"
             )
-        return inputs, tokens, log_probs.float(), returns
+        inputs = {
+            name: _stacked(rollout.inputs[name][rows] for rollout, rows in zip(rollouts, mine, strict=True))
+            for name in rollouts[0].inputs
+        }
+        log_probs = _stacked(rollout.log_probs[rows] for rollout, rows in zip(rollouts, mine, strict=True))
+        returns = [
+            rollout.returns(self.settings.gamma)[rows] for rollout, rows in zip(rollouts, mine, strict=True)
+        ]
+        return inputs, tokens.long(), log_probs.float(), np.concatenate(returns)
 
     def _log_probs(self, network: EfmNetwork, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities of all bins, [B, C, D, bins]."""
-        return functional.log_softmax(network(inputs, (ACTION_LOGITS,))[ACTION_LOGITS], dim=-1)
+        on_device = {name: value.to(self.device) for name, value in inputs.items()}
+        return functional.log_softmax(network(on_device, (ACTION_LOGITS,))[ACTION_LOGITS], dim=-1)
 
     def _update(
         self,
@@ -278,16 +302,17 @@ class PracticeTrainer:
         tokens: torch.Tensor,
         old_log_probs: torch.Tensor,
         weights: torch.Tensor,
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float, float]:
+        """Takes one gradient step; returns loss, entropy and log-probability gap before it."""
         settings = self.settings
+        tokens, old_log_probs, weights = (value.to(self.device) for value in (tokens, old_log_probs, weights))
         table = self._log_probs(self.network, inputs)
-        executed = tokens >= 0
         chosen = table.gather(-1, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        log_prob = (chosen * executed).sum(dim=(1, 2))
+        log_prob = (chosen * (tokens >= 0)).sum(dim=(1, 2))
         if settings.epochs == 1:
             loss = -(weights * log_prob).mean()
         else:
-            ratio = torch.exp(log_prob - old_log_probs)
+            ratio = torch.exp((log_prob - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
             clipped = ratio.clamp(1.0 - settings.clip, 1.0 + settings.clip)
             loss = -torch.minimum(weights * ratio, weights * clipped).mean()
         entropy = -(table.exp() * table).sum(-1).mean()
@@ -297,15 +322,30 @@ class PracticeTrainer:
             with torch.no_grad():
                 before = self._log_probs(self.anchor, inputs)
             loss = loss + settings.kl_anchor * _kl(table, before).mean()
+        if not torch.isfinite(loss):
+            raise BadRequest(
+                f"practice: the loss of update {self.updates + 1} is {float(loss.detach())}; lower the learning "
+                "rate, and go on from an earlier bundle in a new run"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.gradient_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_norm)
         self.optimizer.step()
         self.updates += 1
-        return float(loss.detach()), float(entropy.detach())
+        gap = (log_prob.detach() - old_log_probs).abs().mean()
+        return float(loss.detach()), float(entropy.detach()), float(gap)
 
 
 def _kl(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """KL(now || before) per decision, summed over chunk and dimensions, [B]."""
     return (now.exp() * (now - before)).sum(dim=(1, 2, 3))
+
+
+def _by_policy(tokens: np.ndarray) -> np.ndarray:
+    """Decisions with a token of the policy, bool [T]."""
+    return (tokens >= 0).any(axis=(1, 2))
+
+
+def _stacked(arrays: Iterable[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(list(arrays)))

@@ -2,51 +2,57 @@
 
 The run's folder:
 
-    settings.json       settings and the ids of the bundles that it started from
+    settings.json       settings and the ids of the bundles that it began with
     bundles/<id>/       every bundle that may still be asked for
-    episodes/<id>/      episodes that were taken in
+    episodes/<id>/      episodes that arrived
     journal.jsonl       one line per episode that was offered: taken or refused, and why
-    metrics.jsonl       one line per iteration (`IterationReport`)
-    checkpoint/         weights, optimiser and counters after the last iteration, written as a whole
+    metrics.jsonl       one line per iteration (`IterationReport`, the bundle, the guard, times)
+    checkpoints/        weights, optimiser and counters after the last iterations, each written as a whole
 
-An episode is taken in exactly once: its id is in the journal before it is acknowledged. After a restart the
-episodes that were taken but not yet learned from are read again. Nothing here reads the world's ground truth,
-and an episode that holds it is refused. How episodes arrive and bundles leave is the node's business.
+An episode is taken in exactly once, when its line is in the journal. A checkpoint names the number of lines
+that it has learned from; after a restart those after it are read again, so that killing the process at any
+moment changes nothing of what is learned. How episodes arrive and bundles leave is the node's business.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from efm_core.bundle import Bundle, load_bundle
+from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment
-from efm_core.episode import EndReason, Episode, Mode, Outcome, read_episode
+from efm_core.episode import EndReason, Episode, Summary, read_episode
 from efm_core.errors import (
-    BadRequest,
+    BundleInvalid,
     EfmError,
     EpisodeDuplicate,
     EpisodeInvalid,
     EpisodeStale,
+    LearnerPaused,
     Reason,
     reason_of,
 )
-from efm_core.files import write_synced
-from efm_learner.checkpoint import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from efm_learner.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from efm_learner.export import OnnxExporter, export_bundle, load_network
-from efm_learner.guard import Guard, GuardSettings, Verdict
+from efm_learner.guard import BLIND, Guard, GuardSettings, Verdict
+from efm_learner.json_lines import JsonLines
 from efm_learner.labelling import Judge
 from efm_learner.practice import IterationReport, PracticeSettings, PracticeTrainer, Rollout
-from efm_learner.rollouts import rollout_of
+from efm_learner.rollouts import check_practised, rollout_of
+from efm_learner.run_folder import RunFolder
 
-__all__ = ["PracticeRun", "RunSettings", "Step"]
+__all__ = ["PracticeRun", "RunSettings", "Step", "Taken"]
 
 KEPT_BUNDLES = 5  # Newest ones that stay, and likewise of those that the guard ranks highest.
+# Ends that say something about the policy. What a person or a safety stop cut short does not.
+TELLING_ENDS = (EndReason.SUCCESS_DETECTED, EndReason.MAX_STEPS, EndReason.ACTOR_DONE)
+BUDGET_SPENT = "the run's budget is spent"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,13 @@ class RunSettings:
     iterations: int = 0
     episodes: int = 0
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
-        """Reads settings back from `dataclasses.asdict`."""
-        plain = {name: values[name] for name in ("iterations", "episodes")}
-        return cls(PracticeSettings.from_dict(values["practice"]), GuardSettings(**values["guard"]), **plain)
+
+@dataclass(frozen=True)
+class Taken:
+    """An episode that was taken in."""
+
+    rollout: Rollout
+    summary: Summary
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,13 @@ class Step:
 
     Attributes:
         report: The iteration's numbers.
+        control_steps: Mean control steps of its episodes.
         bundle: The new policy; after a stop, the best one.
         verdict: What the guard thinks.
     """
 
     report: IterationReport
+    control_steps: float
     bundle: Bundle
     verdict: Verdict
 
@@ -90,12 +100,27 @@ class Step:
 class PracticeRun:
     """See the module's description. Not safe for threads: one thread calls `ingest` and `advance`.
 
+    After `Cancelled` or `SpoolFull` the run in memory is of no use any more: close it and open it anew.
+
     Args:
         folder: Of the run; made where it is missing, resumed where it exists.
-        policy: Stage-1 policy. A resumed run refuses another one than it began with.
+        policy: Stage-1 policy.
         reward: Frozen model of reward and success.
         verifier: Second reward model, trained apart; None: the guard trusts the detector.
-        settings: Likewise fixed for the whole run, apart from its limits `iterations` and `episodes`.
+        settings: Fixed for the whole run, as the bundles are, apart from `iterations` and `episodes`.
+        device: That torch learns on.
+
+    Attributes:
+        folder: Of the run.
+        bundle: The policy to act with now.
+        version: Its number within the run.
+        buffered: Fresh decisions that wait to be learned from.
+        episodes_taken, steps_taken, episodes_refused: Since the run began; steps are control steps.
+
+    Raises:
+        BadRequest: The run was begun with other settings or bundles.
+        BundleInvalid: A bundle is of the wrong kind. EmbodimentMismatch: They are for different robots.
+        SpoolLocked: Another process owns the run. SpoolFull: The disk is full.
     """
 
     def __init__(
@@ -105,268 +130,270 @@ class PracticeRun:
         reward: Bundle,
         verifier: Bundle | None = None,
         settings: RunSettings | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.folder = Path(folder)
         self.settings = settings or RunSettings()
         self.embodiment: Embodiment = policy.embodiment
-        self.reward, self.verifier = reward, verifier
-        for bundle in (reward, *([verifier] if verifier else [])):
-            bundle.check_embodiment(self.embodiment)
-        for name in ("bundles", "episodes"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._settle(policy)
-
+        if policy.manifest.kind == "reward":
+            raise BundleInvalid(f"bundle {policy.id}: expected a policy to practise with, found a reward")
+        for other in (reward, *([verifier] if verifier else [])):
+            other.check_embodiment(self.embodiment)
+        self.reward = reward
         self.judge = Judge(reward)
         self._verifier = Judge(verifier) if verifier else None
-        self.trainer = PracticeTrainer(load_network(policy), self.settings.practice)
-        self.guard = Guard(self.settings.guard)
-        self.first = self._adopt(policy)
-        self.bundle = self.first
-        self.version = 0
-        self.message = ""
-        self.stopped = False
-        self.episodes_taken = self.steps_taken = self.episodes_refused = 0
-        self._versions: dict[int, str] = {0: self.first.id}
-        self._consumed: set[str] = set()
-        self._exporter = OnnxExporter(policy.manifest.kind)
-        self._buffer: list[Rollout] = []
-        self._known = self._read_journal()
-        self._restore()
+        self._blind = verifier is None and self.settings.guard.enabled
+        self.trainer = PracticeTrainer(load_network(policy).to(device), self.settings.practice)
+        self.guard = Guard(self.settings.guard, self.judge.hold)
+        self._exporter = OnnxExporter("policy")
+        self.folder = RunFolder(folder)
+        try:
+            names = {"policy": policy.id, "reward": reward.id, "verifier": verifier.id if verifier else None}
+            self.folder.settle({**names, **asdict(self.settings)}, free=("iterations", "episodes"))
+            self._journal = JsonLines(self.folder.path / "journal.jsonl")
+            self._metrics = JsonLines(self.folder.path / "metrics.jsonl")
+            self.bundle = self.folder.adopt(policy)
+            self._restore()
+        except BaseException:
+            self.folder.close()
+            raise
 
-    # -- episodes in ------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Gives the folder to others; everything is on disk."""
+        self.folder.close()
 
-    def ingest(self, path: Path | str) -> Rollout:
+    # Episodes in
+
+    def ingest(self, path: Path | str) -> Taken:
         """Takes a finished episode in, or says why not; either way the journal knows.
 
         Args:
-            path: Folder of the episode, already inside `episodes/` of this run.
+            path: Folder of the episode, inside `episodes/` of this run.
 
         Raises:
-            EpisodeDuplicate: It was taken in before; safe to acknowledge.
-            EpisodeStale: Its policy is too many versions old; safe to acknowledge, it is of no use any more.
-            EpisodeInvalid: It cannot be learned from: not from practice, discarded, of another robot, ...
+            EpisodeDuplicate: It was offered before.
+            EpisodeStale: Its policy is not of this run, or too many versions old.
+            EpisodeInvalid, EmbodimentMismatch, ...: It cannot be learned from.
+            LearnerPaused: The run is over; the journal does not know of it, and a longer run will take it.
+            SpoolFull: The journal cannot be written; it is not taken in.
         """
         path = Path(path)
         if path.name in self._known:
-            raise EpisodeDuplicate(f"episode {path.name}: taken in before")
+            raise EpisodeDuplicate(f"episode {path.name}: was offered before")
+        if self.stopped:
+            raise LearnerPaused(f"episode {path.name}: this run is over: {self.message}")
         try:
-            rollout = self._rollout(read_episode(path))
-        except EfmError as error:
-            self._note(path.name, reason_of(error), str(error))
-            self.episodes_refused += 1
+            taken = self._read(path)
+        except OSError:
             raise
-        self._note(path.name, Reason.OK, "")
-        self._take(rollout)
-        return rollout
-
-    @property
-    def buffered(self) -> int:
-        """Fresh decisions that wait to be learned from."""
-        return sum(len(rollout) for rollout in self._buffer)
+        except Exception as error:  # One odd episode must not end the run at every start.
+            self._note(path.name, reason_of(error), str(error) or type(error).__name__)
+            self.episodes_refused += 1
+            if isinstance(error, EfmError):
+                raise
+            raise EpisodeInvalid(f"episode {path.name}: {type(error).__name__}: {error}") from error
+        self._note(path.name, Reason.OK, "", version=taken.rollout.version, steps=taken.summary.steps)
+        self._take(taken)
+        verdict = self.guard.glance()
+        if verdict.stop:
+            self._stop(verdict)
+            self._checkpoint()
+        return taken
 
     @property
     def ready(self) -> bool:
         """Whether there is enough for an iteration."""
         return not self.stopped and self.buffered >= self.settings.practice.decisions
 
-    def unseen(self) -> list[Path]:
-        """Returns the episodes that arrived but were not offered to `ingest` yet, oldest first."""
-        folders = sorted(path for path in (self.folder / "episodes").iterdir() if path.is_dir())
-        return [path for path in folders if path.name not in self._known and not path.name.startswith(".")]
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is over: the guard stopped it, or its budget is spent."""
+        spent = (
+            0 < self.settings.iterations <= self.trainer.iteration
+            or 0 < self.settings.episodes <= self.episodes_taken
+        )
+        return bool(self._verdict) or spent
 
     @property
-    def best(self) -> Bundle:
-        """The bundle that the guard holds for the best."""
-        version = next(iter(self.guard.ranking()), 0)
-        return load_bundle(self.folder / "bundles" / self._versions[version], verify=False)
+    def message(self) -> str:
+        """What people should know; empty when all is well."""
+        if self._verdict:
+            return self._verdict
+        if self.stopped:
+            return BUDGET_SPENT
+        return BLIND if self._blind else ""
 
-    # -- bundles out ------------------------------------------------------------------------------------------
+    @property
+    def alarm(self) -> str:
+        """Why the guard stopped the run, or would have; empty when all is well."""
+        return self._verdict or self._warning
 
-    def advance(self) -> Step:
-        """Takes one iteration: updates, verdict of the guard, export, checkpoint. Call when `ready`."""
-        report = self.trainer.iterate(self._buffer)
+    def unseen(self) -> list[Path]:
+        """Returns the episodes that arrived but were not offered to `ingest` yet, oldest first."""
+        return [path for path in self.folder.arrived() if path.name not in self._known]
+
+    @property
+    def best_id(self) -> str:
+        """The bundle that the guard holds for the best; it is never removed."""
+        return self._versions[next(iter(self.guard.ranking()), 0)]
+
+    # Bundles out
+
+    def prepare(self) -> None:
+        """Traces the network, which takes seconds, so that the first export does not have to."""
+        self._exporter.export(self.trainer.network)
+
+    def advance(self, cancelled: Callable[[], bool] = lambda: False) -> Step:
+        """Takes one iteration: updates, verdict of the guard, export, checkpoint. Call when `ready`.
+
+        Args:
+            cancelled: Looked at before every update.
+
+        Raises:
+            Cancelled: `cancelled` said so. SpoolFull: The disk is full. Both times the disk is as before.
+            BadRequest, BundleUnusable: The weights are not finite any more.
+        """
+        began = time.monotonic()
+        rollouts = [taken.rollout for taken in self._buffer]
+        steps = sum(taken.summary.steps for taken in self._buffer) / len(self._buffer)
+        report = self.trainer.iterate(rollouts, cancelled)
+        updated = time.monotonic()
         verdict = self.guard.judge(report.kl)
-        self._consumed.update(rollout.episode_id for rollout in self._buffer)
-        self._buffer.clear()
-        limit = self.settings.iterations and report.iteration >= self.settings.iterations
-        limit = limit or (self.settings.episodes and self.episodes_taken >= self.settings.episodes)
-        self.stopped = verdict.stop or bool(limit)
-        self.message = verdict.message or ("the run's budget is spent" if limit else "")
-        self.version += 1
+        self._warning = verdict.message
         if verdict.stop:
-            self.bundle = load_bundle(
-                self.folder / "bundles" / self._versions[verdict.best_version], verify=False
-            )
+            self._stop(verdict)
         else:
-            self.bundle = self._export(report)
-        self._versions[self.version] = self.bundle.id
+            self.version += 1
+            self.bundle = self._export(report, [rollout.episode_id for rollout in rollouts])
+            self._versions[self.version] = self.bundle.id
+        self._metrics.append(
+            {
+                **asdict(report),
+                "control_steps": steps,
+                "version": self.version,
+                "bundle": self.bundle.id,
+                "best": self.best_id,
+                "guard": asdict(verdict),
+                "total_episodes": self.episodes_taken,
+                "total_steps": self.steps_taken,
+                "unix_time": time.time(),
+                "update_s": updated - began,
+                "export_s": time.monotonic() - updated,
+            }
+        )
         self._checkpoint()
         self._prune()
-        _append(
-            self.folder / "metrics.jsonl",
-            {**asdict(report), "version": self.version, "bundle": self.bundle.id, "guard": asdict(verdict)},
-        )
-        return Step(report, self.bundle, verdict)
+        return Step(report, steps, self.bundle, verdict)
 
-    # -- inside -----------------------------------------------------------------------------------------------
+    # Inside
 
-    def _rollout(self, episode: Episode) -> Rollout:
-        summary = episode.summary
-        if summary.mode != Mode.PRACTICE:
-            raise EpisodeInvalid(f"episode {episode.id}: expected mode PRACTICE, found {summary.mode.name}")
-        if summary.outcome == Outcome.DISCARDED or summary.end_reason == EndReason.FAULT:
-            raise EpisodeInvalid(f"episode {episode.id}: {summary.outcome.name}, {summary.end_reason.name}")
-        if summary.embodiment_digest != self.embodiment.digest:
-            raise EpisodeInvalid(
-                f"episode {episode.id}: recorded on embodiment {summary.embodiment_digest}, the run's is "
-                f"'{self.embodiment.name}' ({self.embodiment.digest})"
-            )
-        version = next((v for v, name in self._versions.items() if name == summary.policy_bundle_id), None)
+    def _read(self, path: Path) -> Taken:
+        """Reads and judges an episode."""
+        episode = read_episode(path)
+        check_practised(episode, self.embodiment, self.reward.id)
+        version = self._version_of(episode)
+        rollout = rollout_of(episode, self.trainer.network, self.judge, version)
+        if self._verifier:
+            agrees = rollout.detected and self._verifier.agrees(episode, self.settings.guard.slack)
+            rollout = replace(rollout, verified=agrees)
+        return Taken(rollout, episode.summary)
+
+    def _version_of(self, episode: Episode) -> int:
+        bundles = episode.policy_bundle_ids
+        if len(bundles) != 1:
+            raise EpisodeInvalid(f"episode {episode.id}: expected steps of one policy, found {bundles}")
+        version = next((v for v, name in self._versions.items() if name == bundles[0]), None)
         if version is None:
-            raise EpisodeStale(
-                f"episode {episode.id}: its policy {summary.policy_bundle_id or '(none)'} is not of this run"
-            )
-        # A version that a rollback brought back is as new as its announcement.
-        version = max(v for v, name in self._versions.items() if name == summary.policy_bundle_id)
+            raise EpisodeStale(f"episode {episode.id}: its policy {bundles[0]} is not of this run")
         if self.version - version > self.settings.practice.max_staleness:
             raise EpisodeStale(
                 f"episode {episode.id}: its policy is version {version}, the newest is {self.version}, and "
                 f"max_staleness is {self.settings.practice.max_staleness}"
             )
-        rollout = rollout_of(episode, self.trainer.network, self.judge, version)
-        if self._verifier and rollout.detected:
-            rollout = replace(rollout, verified=self._verifier.agrees(episode, self.settings.guard.slack))
-        elif self._verifier:
-            rollout = replace(rollout, verified=False)
-        return rollout
+        return version
 
-    def _take(self, rollout: Rollout) -> None:
-        self._buffer.append(rollout)
-        self.guard.record(rollout.version, rollout.detected, rollout.verified, len(rollout))
+    def _take(self, taken: Taken) -> None:
+        rollout, summary = taken.rollout, taken.summary
+        self._buffer.append(taken)
+        self.buffered += rollout.learnable
         self.episodes_taken += 1
-        self.steps_taken += len(rollout)
+        self.steps_taken += summary.steps
+        if summary.end_reason in TELLING_ENDS:
+            self.guard.record(rollout.version, rollout.detected, rollout.verified, summary.steps)
 
-    def _export(self, report: IterationReport) -> Bundle:
+    def _stop(self, verdict: Verdict) -> None:
+        """Ends the run, with the best version as the last one."""
+        self._verdict = verdict.message
+        self.version += 1
+        self._versions[self.version] = self._versions[verdict.best_version]
+        self.bundle = self.folder.bundle(self._versions[self.version])
+
+    def _export(self, report: IterationReport, episodes: list[str]) -> Bundle:
         return export_bundle(
             self.trainer.network,
             self.embodiment,
-            self.folder / "bundles",
-            self.first.manifest.kind,
+            self.folder.bundles,
+            "policy",
             parity_batch=self.trainer.sample,
             exporter=self._exporter,
             parent_id=self.bundle.id,
             version=self.version,
-            training={"practice": asdict(self.settings), "reward": self.reward.id},
-            # A figure that is not known has no place in JSON.
-            validation={name: value for name, value in asdict(report).items() if value == value},
-            data_ids=[],
-            combine=self.first.manifest.combine,
+            training={"stage": "practice", **asdict(self.settings), "reward": self.reward.id},
+            validation=asdict(report),
+            data_ids=episodes,
         )
-
-    def _adopt(self, bundle: Bundle) -> Bundle:
-        """Copies a bundle into the run, so that it can be served from one folder."""
-        target = self.folder / "bundles" / bundle.id
-        if not target.exists():
-            partial = target.with_name(f".{bundle.id}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(bundle.path, partial)
-            os.rename(partial, target)
-        return load_bundle(target)
 
     def _prune(self) -> None:
         """Removes bundles that neither a robot nor the guard can ask for any more."""
-        wanted = (0, *sorted(self._versions)[-KEPT_BUNDLES:], *self.guard.ranking()[:KEPT_BUNDLES])
-        keep = {self._versions[version] for version in wanted}
-        for path in (self.folder / "bundles").iterdir():
-            if path.name not in keep:
-                shutil.rmtree(path)
+        newest = max(KEPT_BUNDLES, self.settings.practice.max_staleness + 1)
+        wanted = (0, *sorted(self._versions)[-newest:], *self.guard.ranking()[:KEPT_BUNDLES])
+        self.folder.keep_bundles(self._versions[version] for version in wanted)
 
-    def _settle(self, policy: Bundle) -> None:
-        """Writes settings.json, or compares it with what the run began with."""
-        path = self.folder / "settings.json"
-        mine: dict[str, Any] = {
-            "policy": policy.id,
-            "reward": self.reward.id,
-            "verifier": self.verifier.id if self.verifier else None,
-            **asdict(self.settings),
-        }
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.unlink(missing_ok=True)
-            write_synced(partial, json.dumps(mine, indent=2).encode())
-            partial.rename(path)
-            return
-        found = json.loads(path.read_text())
-        limits = ("iterations", "episodes")
-        changed = [k for k in mine if k not in limits and found.get(k) != json.loads(json.dumps(mine[k]))]
-        if changed:
-            raise BadRequest(
-                f"{path}: this run began with other {', '.join(changed)}; go on with the same ones, or name a "
-                "new folder"
-            )
+    def _note(self, episode_id: str, reason: Reason, message: str, **more: int) -> None:
+        self._journal.append({"episode": episode_id, "reason": int(reason), "message": message, **more})
+        self._known.add(episode_id)
 
-    def _note(self, episode_id: str, reason: Reason, message: str) -> None:
-        line = {"episode": episode_id, "reason": int(reason), "message": message}
-        _append(self.folder / "journal.jsonl", line)
-        self._known[episode_id] = int(reason)
-
-    def _read_journal(self) -> dict[str, int]:
-        path = self.folder / "journal.jsonl"
-        if not path.exists():
-            return {}
-        known: dict[str, int] = {}
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # A line cut off by a crash was never acknowledged.
-            known[entry["episode"]] = entry["reason"]
-        return known
-
-    # -- checkpoint -------------------------------------------------------------------------------------------
+    # Checkpoint
 
     def _checkpoint(self) -> None:
+        """Everything in the buffer counts as learned from."""
+        self._buffer.clear()
+        self.buffered = 0
         progress = {
             "iteration": self.trainer.iteration,
+            "journal_lines": len(self._journal.entries),
             "version": self.version,
             "versions": {str(version): name for version, name in self._versions.items()},
-            "bundle": self.bundle.id,
             "guard": self.guard.state(),
-            "stopped": self.stopped,
-            "message": self.message,
-            "consumed": sorted(self._consumed),
-            "episodes": self.episodes_taken,
-            "steps": self.steps_taken,
-            "refused": self.episodes_refused,
+            "verdict": self._verdict,
+            "warning": self._warning,
         }
         state = TrainingState(step=self.trainer.updates, progress=progress)
-        save_checkpoint(self.folder, state, self.trainer.network, self.trainer.optimizer)
+        save_checkpoint(self.folder.path, state, self.trainer.network, self.trainer.optimizer)
 
     def _restore(self) -> None:
-        if checkpoints(self.folder):
-            state = load_checkpoint(self.folder, self.trainer.network, self.trainer.optimizer, {})
-            progress = state.progress
+        self.version, self.buffered = 0, 0
+        self._versions = {0: self.bundle.id}
+        self._verdict = self._warning = ""
+        self._buffer: list[Taken] = []
+        state = load_checkpoint(self.folder.path, self.trainer.network, self.trainer.optimizer, {})
+        progress: dict[str, Any] = state.progress
+        if progress:
             self.trainer.updates, self.trainer.iteration = state.step, progress["iteration"]
             self.version = progress["version"]
             self._versions = {int(version): name for version, name in progress["versions"].items()}
-            self.bundle = load_bundle(self.folder / "bundles" / progress["bundle"])
+            self.bundle = self.folder.bundle(self._versions[self.version])
             self.guard.restore(progress["guard"])
-            self.stopped, self.message = progress["stopped"], progress["message"]
-            self._consumed = set(progress["consumed"])
-            self.episodes_taken, self.steps_taken = progress["episodes"], progress["steps"]
-            self.episodes_refused = progress["refused"]
-        for name, reason in self._known.items():
-            if reason != Reason.OK or name in self._consumed:
-                continue
-            try:
-                self._take(self._rollout(read_episode(self.folder / "episodes" / name)))
-            except EfmError:
-                self._consumed.add(name)  # It went stale while the learner was away.
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line to a file of JSON lines and waits until it is on the disk."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+            self._verdict, self._warning = progress["verdict"], progress["warning"]
+        lines = progress.get("journal_lines", 0)
+        learned = [entry for entry in self._journal.entries[:lines] if entry["reason"] == Reason.OK]
+        self._known = {entry["episode"] for entry in self._journal.entries}
+        self.episodes_refused = sum(entry["reason"] != Reason.OK for entry in self._journal.entries)
+        self.episodes_taken = len(learned)
+        self.steps_taken = sum(entry["steps"] for entry in learned)
+        self._metrics.keep(self.trainer.iteration)
+        for entry in self._journal.entries[lines:]:
+            if entry["reason"] == Reason.OK:
+                try:
+                    self._take(self._read(self.folder.episodes / entry["episode"]))
+                except EfmError as error:  # It was whole when it came: somebody removed or changed it.
+                    _log.warning("an episode that was taken in is lost: %s", error)

@@ -5,6 +5,7 @@ It acts and judges at random, and says so in its manifest.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment
-from efm_learner.export import export_bundle
+from efm_learner.export import OnnxExporter, export_bundle
 from efm_learner.network import build_network
 
 
@@ -49,7 +50,14 @@ def write_random_bundle(
         embodiment,
         out_dir,
         kind,
+        exporter=_exporter(kind),
         training={"untrained": True, "seed": seed},
         success_threshold=None if kind == "policy" else success_threshold,
         success_hold=success_hold,
     )
+
+
+@functools.cache
+def _exporter(kind: str) -> OnnxExporter:
+    """Traces an architecture once, however many bundles of it are wanted."""
+    return OnnxExporter(kind)

@@ -1,0 +1,146 @@
+"""The guard stops what got worse, leaves alone what only varies, and knows the best version."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from efm_core.errors import BadRequest
+from efm_learner.guard import Guard, GuardSettings, Verdict
+
+EPISODES_A_VERSION = 25
+
+
+def practise(rate, versions, rng, detected=lambda version: 1.0, settings=None, verifier=True):
+    """Runs versions until the guard stops; gives the guard, the last version and the verdict."""
+    guard = Guard(settings or GuardSettings(), hold=2)
+    verdict = Verdict(False, 0, "")
+    for version in range(versions):
+        for _ in range(rng.poisson(EPISODES_A_VERSION) + 1):
+            found = bool(rng.random() < detected(version))
+            good = bool(rng.random() < rate(version))
+            guard.record(version, found, (found and good) if verifier else None, 20)
+        verdict = guard.judge()
+        if verdict.stop:
+            break
+    return guard, version, verdict
+
+
+def over_the_peak(version):
+    """Verified success rises from .4 to .8 at version 20 and falls to .3 at version 45."""
+    return float(np.interp(version, [0, 20, 45], [0.4, 0.8, 0.3]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_practice_past_the_peak_is_stopped_though_the_detector_sees_nothing_but_success(seed):
+    _, stopped_at, verdict = practise(over_the_peak, 60, np.random.default_rng(seed))
+    assert verdict.stop
+    assert 24 <= stopped_at <= 45
+    assert 10 <= verdict.best_version <= 28
+    assert "look like success to the detector" in verdict.message
+
+
+def test_noise_alone_stops_one_run_in_a_hundred():
+    """200 runs of about 1,050 episodes with a constant rate; each stop is a false one."""
+    rng = np.random.default_rng(0)
+    rates = (0.4, 0.6, 0.75, 0.9)
+    false = sum(practise(lambda _, r=rates[n % 4]: r, 40, rng)[2].stop for n in range(200))
+    assert false <= 4, f"{false} of 200 runs were stopped by noise"
+
+
+def test_a_run_that_gets_better_and_stays_there_is_not_stopped():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        _, _, verdict = practise(lambda v: min(0.9, 0.3 + 0.03 * v), 40, rng)
+        assert not verdict.stop
+
+
+def test_without_a_verifier_only_a_fall_of_the_detector_can_be_seen():
+    rng = np.random.default_rng(2)
+    _, _, fooled = practise(over_the_peak, 60, rng, verifier=False)
+    assert not fooled.stop
+    _, _, honest = practise(over_the_peak, 60, rng, detected=over_the_peak, verifier=False)
+    assert honest.stop
+
+
+def test_instant_detections_stop_at_once_and_are_not_good():
+    guard = Guard(GuardSettings(), hold=2)
+    for _ in range(60):
+        guard.record(0, True, True, 20)
+    assert guard.glance() == Verdict(False, 0, "")
+    for _ in range(8):
+        guard.record(1, True, True, 3)  # Two steps beyond the hold.
+    verdict = guard.glance()
+    assert verdict.stop
+    assert verdict.best_version == 0
+    assert "8 of the newest 10 episodes ended in success within 3 steps of the reset" in verdict.message
+
+
+def test_a_few_lucky_resets_are_not_an_alarm():
+    guard = Guard(GuardSettings(), hold=1)
+    for number in range(30):
+        guard.record(0, True, True, 1 if number % 3 == 0 else 20)
+    assert not guard.glance().stop
+    few = Guard(GuardSettings())
+    for _ in range(9):
+        few.record(0, True, True, 0)
+    assert not few.glance().stop
+
+
+def test_a_long_hold_does_not_make_ordinary_successes_instant_nor_hide_instant_ones():
+    guard = Guard(GuardSettings(), hold=10)
+    for _ in range(10):
+        guard.record(0, True, True, 11)
+    assert guard.glance().stop
+    patient = Guard(GuardSettings(), hold=10)
+    for _ in range(10):
+        patient.record(0, True, True, 12)
+    assert not patient.glance().stop
+
+
+def test_the_kl_limit_stops_where_one_is_set():
+    guard = Guard(GuardSettings(kl_limit=2.0))
+    guard.record(0, True, True, 20)
+    assert not guard.judge(1.9).stop
+    assert guard.judge(2.1).message == "KL from Stage 1 is 2.10, more than 2 nats"
+    assert not Guard(GuardSettings()).judge(100.0).stop
+
+
+def test_a_guard_that_is_off_says_what_it_sees_and_stops_nothing():
+    off = GuardSettings(enabled=False)
+    _, version, verdict = practise(over_the_peak, 60, np.random.default_rng(0), settings=off)
+    assert version == 59
+    assert not verdict.stop
+    assert "good episodes fell" in verdict.message
+
+
+def test_many_good_episodes_rank_above_few():
+    guard = Guard(GuardSettings(window=20))
+    for _ in range(3):
+        guard.record(0, True, True, 20)
+    for number in range(40):
+        guard.record(1, True, number % 10 != 0, 20)
+    for number in range(40):
+        guard.record(2, True, number % 2 == 0, 20)
+    assert guard.ranking() == [1, 0, 2]
+
+
+def test_a_guard_without_episodes_holds_version_0_for_the_best():
+    assert Guard(GuardSettings()).judge() == Verdict(False, 0, "")
+
+
+def test_a_restart_in_between_changes_nothing():
+    rng = np.random.default_rng(3)
+    whole, _, verdict = practise(over_the_peak, 60, rng)
+    other = Guard(GuardSettings(), hold=2)
+    other.restore(json.loads(json.dumps(whole.state())))
+    assert other.judge() == verdict
+    assert other.state() == whole.state()
+
+
+@pytest.mark.parametrize("changes", [{"window": 0}, {"significance": 0}, {"instant_share": 0}, {"slack": -1}])
+def test_settings_out_of_range_are_refused_by_name(changes):
+    with pytest.raises(BadRequest, match=next(iter(changes))):
+        GuardSettings(**changes)
