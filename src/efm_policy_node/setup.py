@@ -23,5 +23,11 @@ setup(
     ],
     zip_safe=False,
     extras_require={"test": ["pytest"]},
-    entry_points={"console_scripts": ["policy_node = efm_policy_node.main:main"]},
+    entry_points={
+        "console_scripts": [
+            "policy_node = efm_policy_node.main:main",
+            "teleop_node = efm_policy_node.teleop_main:main",
+            "teleop_keyboard = efm_policy_node.keyboard:main",
+        ]
+    },
 )

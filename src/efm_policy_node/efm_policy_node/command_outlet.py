@@ -61,7 +61,7 @@ class CommandOutlet:
         """
         if not self.moving:
             self._last = self._held = self._answered_ns = self._sent_ns = None
-            self._gate.reset(hold_still_command(self._embodiment, None, self.state))
+            self._gate.reset(self.where())
 
     def clock_went_back(self) -> None:
         """Forgets times and stamps of the clock before."""
@@ -116,6 +116,10 @@ class CommandOutlet:
         if not self.moving and self._held is not None:
             return self._held
         return hold_still_command(self._embodiment, self._last, self.state)
+
+    def where(self) -> np.ndarray | None:
+        """Returns where the robot is, as a command, whoever brought it there, float [D]; None: unknown."""
+        return hold_still_command(self._embodiment, None, self.state)
 
     def hold(self) -> None:
         """Sends the hold-still command, if the robot was told to move last."""

@@ -42,8 +42,9 @@ class Person:
         self._ramp_left = self._ramp_steps
 
     def new_act(self) -> None:
-        """Forgets a ramp of the act before."""
+        """Forgets the act before: its ramp, and what was wanted in a scene that is another one now."""
         self._ramp_left = 0
+        self._wished_s = -math.inf
 
     def next_share_of_policy(self) -> float:
         """Returns the policy's share in the next step, in (0, 1]."""

@@ -240,6 +240,11 @@ class RobotLoop:
                 seen, self._waiting = self._waiting, None
                 self._respond(seen)
 
+    def where(self) -> np.ndarray | None:
+        """Returns the command that would hold the robot where it is, float [D]; None: nobody knows."""
+        with self._lock:
+            return self._outlet.where() if self._act is None else self._outlet.still()
+
     def status(self) -> LoopStatus:
         """Returns where it stands."""
         with self._lock:

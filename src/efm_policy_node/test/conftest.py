@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import loop_cell
 import policy_fakes
 
 
@@ -17,4 +18,4 @@ def embodiment():
 
 @pytest.fixture
 def robot():
-    return policy_fakes.FakeRobot()
+    return loop_cell.FakeRobot()

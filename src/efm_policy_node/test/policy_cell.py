@@ -234,16 +234,25 @@ class Cell:
 
     def start(self, **parameters: Any) -> Process:
         """Starts the node."""
-        defaults = {"embodiment": str(self.file), "bundle_dir": str(self.folder / "fetched"), "seed": 1}
+        defaults: dict[str, Any] = {"embodiment": str(self.file)}
+        if "module" not in parameters:
+            defaults |= {"bundle_dir": str(self.folder / "fetched"), "seed": 1}
         if self._names != ("",):
             defaults["robots"] = list(self._names)
         self.process = Process(self.folder, self.namespace, **(defaults | parameters))
         return self.process
 
     def until(self, condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
-        """Spins; a failure shows the node's log."""
+        """Spins; a failure shows the node's log, and a node that has died fails at once."""
+
+        def holds() -> object:
+            died = self.process is not None and self.process.process.poll() is not None
+            result = condition()
+            assert result or not died, f"the node died before {what}"
+            return result
+
         try:
-            self.spinner.until(condition, what, timeout_s)
+            self.spinner.until(holds, what, timeout_s)
         except AssertionError as error:
             log = self.process.log if self.process is not None else ""
             raise AssertionError(f"{error}\n{log}") from None

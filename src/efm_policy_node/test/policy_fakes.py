@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 from efm_core.bundle import Bundle, write_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.manifest import BundleManifest
-from efm_policy_node.loop_ports import ControlStep, Ending, Job
 
 OPSET = 17
 
@@ -163,47 +162,3 @@ def bundle_of(
         training={"seed": seed, "tokens": list(tokens or ())},
     )
     return write_bundle(folder, manifest, {"model.onnx": model.SerializeToString()})
-
-
-class FakeRobot:
-    """Ports that remember what a loop did, and clocks that tests set."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[str, object]] = []
-        self.jobs: list[Job] = []
-        self.ros_ns = 10_000_000_000_000
-        self.steady = 100.0
-
-    def send(self, values: np.ndarray, stamp_ns: int) -> None:
-        self.log.append(("send", (np.array(values), stamp_ns)))
-
-    def record(self, step: ControlStep) -> None:
-        self.log.append(("record", step))
-
-    def request(self, job: Job) -> None:
-        self.jobs.append(job)
-
-    def ended(self, ending: Ending) -> None:
-        self.log.append(("ended", ending))
-
-    def say(self, text: str) -> None:
-        self.log.append(("say", text))
-
-    def of(self, kind: str) -> list:
-        return [what for name, what in self.log if name == kind]
-
-    @property
-    def sent(self) -> list[tuple[np.ndarray, int]]:
-        return self.of("send")
-
-    @property
-    def steps(self) -> list[ControlStep]:
-        return self.of("record")
-
-    @property
-    def endings(self) -> list[Ending]:
-        return self.of("ended")
-
-    def wait(self, seconds: float, ros: bool = True) -> None:
-        self.steady += seconds
-        self.ros_ns += round(seconds * 1e9) if ros else 0
