@@ -12,14 +12,16 @@ import array
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 
 from efm_core.embodiment import Embodiment
-from efm_core.errors import BundleUnusable, EfmError
+from efm_core.errors import BundleUnusable, EfmError, ObservationInvalid
 from efm_core.reward import SuccessDetector
 from efm_msgs.msg import Instruction, StepsToGo
 from efm_reward_node.reward_model import Judgement, RewardModel
@@ -29,11 +31,12 @@ from efm_ros.inputs import RobotInputs
 from efm_ros.intake import Intake
 from efm_ros.model_supply import ModelSupply
 from efm_ros.names import in_robot, robot_label
-from efm_ros.qos import EVENTS, LATCHED
+from efm_ros.qos import EVENTS, IMAGES, LATCHED, deep
 
 LONGEST_WAIT_S = 0.5
 GREATEST_BATCH = 16  # Observations that are judged at once; more than robots only when some have piled up.
 COMPLAINT_PERIOD_S = 2.0
+GREATEST_STAMP_NS = 1 << 63
 
 
 class LiveRobot:
@@ -74,6 +77,15 @@ class LiveRobot:
         return True
 
 
+@dataclass(frozen=True)
+class _Arrival:
+    """A message that was taken from its topic, and what is to be done with it when its turn comes."""
+
+    order: tuple[int, int]
+    robot: LiveRobot
+    take: Callable[[], None]
+
+
 class LiveJudge:
     """Runs from construction to `close`."""
 
@@ -104,6 +116,7 @@ class LiveJudge:
         self._changed = threading.Condition()
         self._closing = False
         self._intake = Intake(node)
+        self._arrived: list[_Arrival] = []
         self.robots: list[LiveRobot] = []
         for name in robots:
             stream = RobotStream(embodiment, lockstep, queue, self._now_ns, time.monotonic)
@@ -113,13 +126,13 @@ class LiveJudge:
             inputs = RobotInputs(
                 embodiment,
                 name,
-                partial(self._add, stream, stream.add_image),
-                partial(self._add, stream, stream.add_state),
+                partial(self._image, robot),
+                partial(self._state, robot),
                 partial(self._complain, robot),
                 self._now_ns,
+                deep(IMAGES) if lockstep else IMAGES,
             )
             inputs.subscribe(self._intake.subscribe)
-            # Last, so that observations that came with an instruction are there when it is looked at.
             topic = in_robot(name, "instruction")
             self._intake.subscribe(Instruction, topic, partial(self._instruct, robot), LATCHED)
         self._bin_width = embodiment.steps_to_go.width
@@ -158,6 +171,22 @@ class LiveJudge:
     def _take(self) -> None:
         while not self._closing:
             self._intake.take(LONGEST_WAIT_S)
+            # Messages come topic by topic; an observation is complete only where its parts come together.
+            arrived, self._arrived = sorted(self._arrived, key=lambda arrival: arrival.order), []
+            for arrival in arrived:
+                try:
+                    arrival.take()
+                except ObservationInvalid as error:
+                    self._complain(arrival.robot, "an input", error)
+
+    def _image(self, robot: LiveRobot, camera: str, stamp_ns: int, image: np.ndarray) -> None:
+        self._arrive(robot, stamp_ns, robot.stream.add_image, camera, stamp_ns, image)
+
+    def _state(self, robot: LiveRobot, stamp_ns: int, values: np.ndarray) -> None:
+        self._arrive(robot, stamp_ns, robot.stream.add_state, stamp_ns, values)
+
+    def _arrive(self, robot: LiveRobot, stamp_ns: int, add: Callable[..., None], *values: Any) -> None:
+        self._arrived.append(_Arrival((stamp_ns, 1), robot, partial(self._add, robot.stream, add, *values)))
 
     def _add(self, stream: RobotStream, add: Callable[..., None], *values: Any) -> None:
         with self._changed:
@@ -166,6 +195,11 @@ class LiveJudge:
                 self._changed.notify_all()
 
     def _instruct(self, robot: LiveRobot, message: Instruction) -> None:
+        # An episode begins just before its first observation; one ends after all that is here.
+        stamp_ns = stamp_to_ns(message.header.stamp) if message.episode_id else GREATEST_STAMP_NS
+        self._arrived.append(_Arrival((stamp_ns, 0), robot, partial(self._follow, robot, message)))
+
+    def _follow(self, robot: LiveRobot, message: Instruction) -> None:
         course = robot.stream.course
         if course is not None and course.episode_id == message.episode_id:
             return

@@ -24,8 +24,8 @@ from efm_reward_node.reward_model import Judgement, RewardModel
 
 SECOND_NS = 1_000_000_000
 # Of every input, how many are kept for an instruction that comes late. A world in lockstep that does 300
-# steps a second fills them in 0.1 s.
-KEPT_INPUTS = 32
+# steps a second fills them in 0.2 s.
+KEPT_INPUTS = 64
 # Live, an observation is due when this share of a control period has passed: stamps jitter.
 DUE_SHARE = 0.8
 

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
-from judged_world import picture, record, stamp, write_reward_bundle
+from judged_world import picture, record, robot, stamp, write_reward_bundle
 from rclpy.lifecycle import TransitionCallbackReturn
 from reward_cell import Gate, values
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
 from efm_core.errors import Reason
 from efm_msgs.srv import LabelEpisode
 from efm_reward_node.node import RewardNode
 from efm_ros.conversion import ns_to_stamp, rgb_to_image, stamp_to_ns
-from efm_ros.qos import EVENTS
+from efm_ros.qos import EVENTS, IMAGES
 
 DONE = TransitionCallbackReturn.SUCCESS
 
@@ -93,6 +94,28 @@ def test_in_lockstep_observations_queue_up_behind_a_slow_model_and_none_is_dropp
     arm.until_judged(30)
     assert values(arm.labels, "expectation") == pytest.approx(list(range(30)), abs=1e-3)
     assert arm.stream.missed == 0
+
+
+def test_in_lockstep_a_burst_on_several_topics_is_put_together_by_stamp(start, world, tmp_path):
+    """Messages are taken topic by topic: all images of a burst come before its first state."""
+    entries = [{"name": "x", "unit": "m", "low": -1.0, "high": 1.0}]
+    seeing = robot(
+        state={"topic": "state", "interface": "joint_states", "max_age_s": 1e10, "entries": entries}
+    )
+    file = tmp_path / "seeing.yaml"
+    file.write_text(yaml.safe_dump(seeing.to_dict()))
+    bundle = write_reward_bundle(tmp_path / "bundles", embodiment=seeing)
+    node, (arm,) = start(embodiment=str(file), bundle=str(bundle.path))
+    joints = world.create_publisher(JointState, "state", IMAGES)
+    arm.spinner.until(joints.get_subscription_count, "the reward node to listen to joints")
+    arm.begin("first", 0)
+    with node._live._changed:  # The node cannot go on while these come in.
+        for step in range(30):
+            header = Header(stamp=ns_to_stamp(stamp(step)))
+            joints.publish(JointState(header=header, name=["x"], position=[0.0]))
+            arm.show(step, step)
+    arm.until_judged(30)
+    assert values(arm.labels, "expectation") == pytest.approx(list(range(30)), abs=1e-3)
 
 
 def test_live_the_newest_frame_wins_behind_a_slow_model(start):

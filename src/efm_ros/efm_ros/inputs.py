@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
 
@@ -32,6 +33,7 @@ class RobotInputs:
         state: Callable[[int, np.ndarray], object],
         invalid: Callable[[str, ObservationInvalid], object],
         now_ns: Callable[[], int],
+        qos: QoSProfile = IMAGES,
     ) -> None:
         """Takes what is to be called; `subscribe` begins.
 
@@ -42,6 +44,7 @@ class RobotInputs:
             state: Told stamp [ns] and float64 [S].
             invalid: Told topic and error where a message cannot be used, or `image` or `state` raised it.
             now_ns: The robot's clock, which stamps state arrays that carry no stamp of their own.
+            qos: Of all inputs; `deep(IMAGES)` for whoever may not skip any.
         """
         self._embodiment = embodiment
         self._robot = robot
@@ -49,6 +52,7 @@ class RobotInputs:
         self._state = state
         self._invalid = invalid
         self._now_ns = now_ns
+        self._qos = qos
 
     def subscribe(self, subscribe: Callable[[type, str, Callable[[Any], None], Any], Any]) -> list[Any]:
         """Subscribes to everything.
@@ -78,7 +82,7 @@ class RobotInputs:
             except ObservationInvalid as error:
                 self._invalid(topic, error)
 
-        return subscribe(kind, topic, take, IMAGES)
+        return subscribe(kind, topic, take, self._qos)
 
     def _subscribe_state(self, subscribe: Callable[..., Any], state: State) -> Any:
         topic = in_robot(self._robot, state.topic)
@@ -93,4 +97,4 @@ class RobotInputs:
             except ObservationInvalid as error:
                 self._invalid(topic, error)
 
-        return subscribe(kind, topic, take, IMAGES)
+        return subscribe(kind, topic, take, self._qos)
