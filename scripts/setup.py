@@ -305,9 +305,7 @@ class Workshop:
         self.point_wheels_at_this_python()
         build = self.venv / "efm_msgs_build"
         manifest = build / "install_manifest.txt"
-        if manifest.exists():  # an interface that is gone must not stay importable
-            for line in manifest.read_text().splitlines():
-                Path(line).unlink(missing_ok=True)
+        before = set(manifest.read_text().splitlines()) if manifest.exists() else set()
         environment = {
             **self.environment(),
             "AMENT_PREFIX_PATH": str(self.venv),
@@ -325,6 +323,8 @@ class Workshop:
                 raise SetupError(
                     f"efm_msgs was not built: `{' '.join(command[:3])} …` failed.\n{self.tail()}"
                 )
+        for gone in before - set(manifest.read_text().splitlines()):
+            Path(gone).unlink(missing_ok=True)  # an interface that is gone must not stay importable
 
     def point_wheels_at_this_python(self) -> None:
         """Replace the include folders of the machine that built the ROS wheels by those of this one."""
