@@ -102,7 +102,8 @@ def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
     number = sum(outcomes.values())
     print(
         f"{number} episodes of {', '.join(name or 'the robot' for name in names)}: "
-        f"{outcomes[Outcome.SUCCESS]} successful, {outcomes[Outcome.FAILURE]} failed, {steps} steps in {time.monotonic() - began:.1f} s"
+        f"{outcomes[Outcome.SUCCESS]} successful, {outcomes[Outcome.FAILURE]} failed, "
+        f"{steps} steps in {time.monotonic() - began:.1f} s"
     )
     for error in errors:
         print(f"efm collect: {error}", file=sys.stderr)

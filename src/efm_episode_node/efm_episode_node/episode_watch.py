@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from efm_core.errors import BadRequest, Reason
+from efm_core.errors import BadRequest, Reason, WaitTimeout
 from efm_core.summary import EndReason, Outcome, Summary
 from efm_episode_node.run_types import (
     ACTORS,
@@ -29,6 +29,8 @@ from efm_episode_node.run_types import (
     TruthSeen,
 )
 
+# An actor that says one of these at once is not ready yet: no model, not active, or busy with something else.
+NOT_READY_REASONS = (Reason.NOT_ACTIVE, Reason.BUNDLE_UNKNOWN, Reason.BUSY)
 SAFETY_REASONS = (Reason.NOT_FINITE, Reason.STALE_INPUT, Reason.ESTOP, Reason.LIMIT)
 
 
@@ -37,12 +39,14 @@ class WatchLimits:
     """Silences that end an episode (steady clock).
 
     Attributes:
-        stall_s: Without a step of the actor.
+        stall_s: Without a step of the actor, or a judgement of the reward node.
         settle_s: Without the last observation, or its judgement, after the actor's last step.
+        behind_s: For steps that the actor counts in its result and that have not come yet.
     """
 
     stall_s: float = 15.0
     settle_s: float = 10.0
+    behind_s: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class End:
     outcome: Outcome
     stamp_ns: int = 0
     message: str = ""
+
+
+class ActorNotReady(WaitTimeout):
+    """The actor did not begin; it may later."""
 
 
 class EpisodeWatch:
@@ -82,6 +90,7 @@ class EpisodeWatch:
         self._bundle_id = ""
         self._remarks: list[str] = []
         self._last_sign = now()
+        self._last_judged = now()
         self._settling: End | None = None
         self._terminal_ns = 0
 
@@ -110,6 +119,7 @@ class EpisodeWatch:
                 self._bundle_id = event.bundle_id or self._bundle_id
         elif isinstance(event, Judged) and event.episode_id == self.episode_id:
             self._judged.append(event)
+            self._last_judged = self._now()
 
     def note_end(self, event: ActEnded) -> None:
         """Keeps the actor's result."""
@@ -144,15 +154,18 @@ class EpisodeWatch:
 
     def look(self, now: float) -> End | None:
         """Gives the end if the last observation has settled, or if somebody was silent for too long."""
-        if self._settling is None:
-            if now - self._last_sign < self._limits.stall_s:
-                return None
-            what = (
-                "a command" if self._request.actor == "external" else f"a step of the {self._request.actor}"
-            )
-            where = f"after step {self.steps}" if self.steps else "since the reset"
-            return _fault(f"expected {what}, found none for {self._limits.stall_s:g} s {where}")
-        return self._settled(self._settling, now)
+        return self._silence(now) if self._settling is None else self._settled(self._settling, now)
+
+    def _silence(self, now: float) -> End | None:
+        """Gives the end if the actor or the reward node was silent for too long."""
+        limit_s, actor = self._limits.stall_s, self._request.actor
+        where = f"after step {self.steps}" if self.steps else "since the reset"
+        if now - self._last_sign >= limit_s:
+            what = "a command" if actor == "external" else f"a step of the {actor}"
+            return _fault(f"expected {what}, found none for {limit_s:g} s {where}")
+        if self._request.judged and now - self._last_judged >= limit_s:
+            return _fault(f"expected a judgement of the reward node, found none for {limit_s:g} s {where}")
+        return None
 
     def summary(self, end: End, scene: Scene, robot: str) -> Summary:
         """Makes the summary of the episode that ended so."""
@@ -180,7 +193,10 @@ class EpisodeWatch:
 
     def _settled(self, end: End, now: float) -> End | None:
         """Waits for the observation that the last command led to, and for its judgement."""
-        if not self._terminal_ns and self._newest_ns() > self._last_step_ns:
+        # The result and the steps travel apart: the last steps may come after it.
+        claimed = self.act.steps if self.act is not None else 0
+        behind = self.steps < claimed and now - self._last_sign < self._limits.behind_s
+        if not self._terminal_ns and not behind and self._newest_ns() > self._last_step_ns:
             self._terminal_ns = self._newest_ns()
         judged_ns = self._judged[-1].stamp_ns if self._judged else -1
         if self._terminal_ns and (not self._request.judged or judged_ns >= self._terminal_ns):
@@ -211,8 +227,11 @@ class EpisodeWatch:
         """Says what an actor's result means for the episode.
 
         Raises:
-            BadRequest: The actor cannot do what it is asked for, and would not the next time either.
+            ActorNotReady: It did not begin, and may later.
+            BadRequest: It cannot do what it is asked for, and would not the next time either.
         """
+        if act.reason in NOT_READY_REASONS and not self.steps:
+            raise ActorNotReady(f"the {self._request.actor}: {act.reason.name}: {act.message}")
         if act.reason in SAFETY_REASONS:
             return End(EndReason.SAFETY, Outcome.FAILURE, message=act.message)
         if act.reason is Reason.BAD_REQUEST:

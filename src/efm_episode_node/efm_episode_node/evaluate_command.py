@@ -256,8 +256,8 @@ def show(report: dict[str, Any], out: Path | None) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"mean steps {report['mean_steps']:.1f}, policy {report['policy_bundle_ids'] or 'unknown'}, temperature "
-        f"{report['temperature']:g}" + (f"; written to {out}" if out is not None else "")
+        f"mean steps {report['mean_steps']:.1f}, policy {report['policy_bundle_ids'] or 'unknown'}, "
+        f"temperature {report['temperature']:g}" + (f"; written to {out}" if out is not None else "")
     )
 
 

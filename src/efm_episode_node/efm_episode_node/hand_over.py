@@ -2,7 +2,7 @@
 
 Practice is handed over whenever a learner is named; demonstrations only where the node is there to collect
 for it, so that a practising robot does not give away the data set that lies in its spool. Evaluations stay in
-`evaluation/`, apart from everything that trains, and episodes that a fault ended in `faulty/`, the newest
+`evaluation/`, apart from everything that trains, and episodes that a fault ended in `.faulty/`, the newest
 few. Left out: how parts are sent and resumed (`efm_ros.transfer`), and how space is counted
 (`efm_core.spool`).
 """
@@ -21,8 +21,9 @@ from efm_core.spool import Spool
 from efm_core.summary import EndReason, Mode, Summary
 from efm_ros.transfer import EpisodeSender
 
-EVALUATION = "evaluation"
-FAULTY = "faulty"
+# Hidden, so that whoever reads a spool for training never meets them.
+EVALUATION = ".evaluation"
+FAULTY = ".faulty"
 FAULTY_KEPT = 20
 
 

@@ -12,10 +12,10 @@ import re
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -41,7 +41,7 @@ STATE_TYPES: dict[str, type] = {"joint_states": JointState, "float64_multi_array
 
 
 class RobotListener:
-    """Listens from its construction until `close`."""
+    """Listens from `start` until `close`."""
 
     def __init__(
         self,
@@ -67,7 +67,8 @@ class RobotListener:
         self._period_ns = 1e9 / embodiment.control_rate_hz
         self._intake = Intake(node)
         self._inputs: list[str] = []
-        self._truth: Subscription | None = None
+        self._truth: Stream | None = None
+        self._subscriptions: dict[str, Subscription] = {}
         self._embodiment = embodiment
         self._state_data = b""
         self.count_commands = False
@@ -93,16 +94,29 @@ class RobotListener:
         self._hear(StepsToGo, "steps_to_go", self._on_judgement, deep(EVENTS))
         self._ending = False
         self._thread = threading.Thread(target=self._main, name="listener", daemon=True)
+
+    def start(self) -> None:
+        """Begins to take messages."""
         self._thread.start()
 
     def missing(self, judged: bool) -> str:
-        """Names the inputs that nobody publishes, and the reward node where it is needed; empty: all
-        there.
-        """
-        silent = [topic for topic in self._inputs if not self._node.count_publishers(topic)]
-        if judged and not self._node.count_publishers("steps_to_go"):
-            silent.append("steps_to_go (is the reward node running and active?)")
-        return ", ".join(f"topic {topic}" for topic in silent)
+        """Names the topics and the clock that an episode needs and that do not arrive."""
+        silent = [self._silent(topic) for topic in self._inputs]
+        if judged:
+            silent.append(self._silent("steps_to_go", " (is the reward node running and active?)"))
+        if self._truth is not None and self._node.count_publishers("ground_truth"):
+            silent.append(self._silent("ground_truth"))
+        if not self._now_ns():
+            silent.append("topic /clock (use_sim_time is set, and nobody publishes it)")
+        return ", ".join(filter(None, silent))
+
+    def _silent(self, topic: str, hint: str = "") -> str:
+        """Names a topic that no publisher is connected to."""
+        if self._subscriptions[topic].get_publisher_count():
+            return ""
+        if self._node.count_publishers(topic):
+            hint = " (published, but not connected yet; if that lasts, its QoS does not match)"
+        return f"topic {topic}{hint}"
 
     def measured(self) -> np.ndarray | None:
         """Gives where every action dimension is now, float64 [D]; None where that is not measured."""
@@ -114,19 +128,18 @@ class RobotListener:
     def hear_truth(self, wanted: bool) -> None:
         """Subscribes to the simulator's truth, or no longer."""
         if wanted and self._truth is None:
-            stream = Stream("ground_truth", _type_name(GroundTruth))
-            self._truth = self._intake.subscribe(
-                GroundTruth, "ground_truth", lambda data: self._on_truth(stream, data), deep(EVENTS), raw=True
-            )
+            self._truth = Stream("ground_truth", _type_name(GroundTruth))
+            self._hear(GroundTruth, "ground_truth", self._on_truth, deep(EVENTS))
         elif not wanted and self._truth is not None:
-            subscription, self._truth = self._truth, None
-            self._intake.unsubscribe(subscription)
+            self._truth = None
+            self._intake.unsubscribe(self._subscriptions.pop("ground_truth"))
 
     def close(self) -> None:
         """Ends the thread and the subscriptions."""
         self._ending = True
         self._intake.wake()
-        self._thread.join(5.0)
+        if self._thread.is_alive():
+            self._thread.join(5.0)
         self._intake.close()
 
     def _main(self) -> None:
@@ -136,8 +149,8 @@ class RobotListener:
         except Exception as error:  # noqa: BLE001 handed to the node, which ends with it
             self._fault(error)
 
-    def _hear(self, kind: type, topic: str, callback: Callable[[bytes], None], qos: Any) -> None:
-        self._intake.subscribe(kind, topic, callback, qos, raw=True)
+    def _hear(self, kind: type, topic: str, callback: Callable[[bytes], None], qos: QoSProfile) -> None:
+        self._subscriptions[topic] = self._intake.subscribe(kind, topic, callback, qos, raw=True)
 
     def _hear_input(self, kind: type, topic: str, stream: Stream, depth: int = 0) -> None:
         self._recorder.add_input(stream)
@@ -180,7 +193,10 @@ class RobotListener:
             )
         )
 
-    def _on_truth(self, stream: Stream, data: bytes) -> None:
+    def _on_truth(self, data: bytes) -> None:
+        stream = self._truth
+        if stream is None:
+            return
         truth: GroundTruth = deserialize_message(data, GroundTruth)
         stamp_ns = stamp_to_ns(truth.header.stamp)
         self._recorder.put(stream, stamp_ns, data)

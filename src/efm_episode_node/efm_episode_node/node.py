@@ -95,6 +95,7 @@ class EpisodeNode(EfmLifecycleNode):
             settings.person_timeout_s,
             settings.is_dry_run(self._embodiment),
         )
+        self._listener.start()
         self._runs = RunThread(self._runner, self._station.prepare, self.fail)
         keep.callback(self._runs.close)
         self._offer(keep)

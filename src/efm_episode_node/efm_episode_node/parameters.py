@@ -51,7 +51,7 @@ class EpisodeParameters(NodeParameters):
         description="How scenes are reset: service, person, trajectory, policy, none. Empty: embodiment's.",
     )
     reset_instruction: str = param("", description="What the policy is asked for by reset 'policy'.")
-    reset_timeout_s: float = param(30.0, low=0.1, unit="s", description="Longest reset by a machine.")
+    reset_timeout_s: float = param(15.0, low=0.1, unit="s", description="Longest reset by a machine.")
     person_timeout_s: float = param(
         3600.0, low=1.0, unit="s", description="Longest wait for a person's reset."
     )
@@ -64,7 +64,10 @@ class EpisodeParameters(NodeParameters):
         60.0, low=0.0, unit="s", description="Longest wait for nodes and topics before an episode."
     )
     stall_timeout_s: float = param(
-        15.0, low=0.1, unit="s", description="An episode without a step of its actor ends as a fault."
+        15.0,
+        low=0.1,
+        unit="s",
+        description="Silence of the actor or the reward node ends an episode as a fault.",
     )
     settle_timeout_s: float = param(
         10.0, low=0.1, unit="s", description="Longest wait for the last observation and its judgement."

@@ -20,7 +20,7 @@ import numpy as np
 from efm_core.errors import BadRequest, EfmError, EpisodeInvalid, Reason, SpoolFull, WaitTimeout, reason_of
 from efm_core.ids import new_episode_id
 from efm_core.summary import EndReason, Mode, Outcome, Summary
-from efm_episode_node.episode_watch import End, EpisodeWatch
+from efm_episode_node.episode_watch import ActorNotReady, End, EpisodeWatch
 from efm_episode_node.ports import Recording, RunnerSettings, Shelf, Station
 from efm_episode_node.run_types import (
     ACTORS,
@@ -69,6 +69,7 @@ class EpisodeRunner:
         self.progress = Progress()
         self._instant = 0
         self._faults = 0
+        self._refused_since: float | None = None
 
     def run(self, request: RunRequest, finished: Callable[[Summary], None]) -> RunResult:
         """Runs episodes until the wanted number, a cancel, or an error that another episode would not mend.
@@ -78,6 +79,7 @@ class EpisodeRunner:
             finished: Called after every episode that counts or was discarded.
         """
         self._instant = self._faults = 0
+        self._refused_since = None
         ids: list[str] = []
         successes = 0
         self._set(
@@ -94,11 +96,11 @@ class EpisodeRunner:
                 summary = self._attempt(request, len(ids))
                 if summary is None:
                     continue
-                finished(summary)
                 if summary.outcome is not Outcome.DISCARDED:
                     ids.append(summary.episode_id)
                     successes += summary.outcome is Outcome.SUCCESS
                     self._set(episodes_done=len(ids), successes=successes)
+                finished(summary)
         except _Cancelled as error:
             result = RunResult(Reason.CANCELLED, message=str(error))
         except EfmError as error:
@@ -121,9 +123,13 @@ class EpisodeRunner:
         self._wait_until_ready(request)
         try:
             summary = self._episode(request, index)
+        except ActorNotReady as error:
+            self._rest_until_actor_is_ready(error)
+            return None
         except (WaitTimeout, SpoolFull, EpisodeInvalid) as error:
             failure: EfmError = error
         else:
+            self._refused_since = None
             if summary.end_reason is not EndReason.FAULT:
                 self._faults = 0
                 return summary
@@ -132,11 +138,24 @@ class EpisodeRunner:
         if self._faults >= self._settings.fault_limit:
             raise type(failure)(f"{self._faults} faults in a row, the last one: {failure}") from failure
         self._set(phase=Phase.FAULT, message=f"{failure}; the episode is repeated", episode_id="", step=0)
-        again = time.monotonic() + self._settings.fault_pause_s * self._faults
-        while time.monotonic() < again:
-            self._sleep()
-            self._raise_if_cancelled()
+        self._rest(self._settings.fault_pause_s * self._faults)
         return None
+
+    def _rest_until_actor_is_ready(self, error: ActorNotReady) -> None:
+        """Rests before the actor is asked again.
+
+        Raises:
+            WaitTimeout: It was asked for too long.
+        """
+        now = time.monotonic()
+        since = self._refused_since = self._refused_since or now
+        left = since + self._settings.ready_s - now
+        if left <= 0:
+            raise WaitTimeout(f"waited {self._settings.ready_s:g} s for {error}") from error
+        self._set(
+            phase=Phase.RESETTING, message=f"waits for {error}, {left:.0f} s left", episode_id="", step=0
+        )
+        self._rest(min(left, self._settings.fault_pause_s))
 
     def _episode(self, request: RunRequest, index: int) -> Summary:
         seed = request.seed + index if request.seed else 0
@@ -311,6 +330,12 @@ class EpisodeRunner:
             except queue.Empty:
                 continue
         raise WaitTimeout(f"waited {deadline_s:g} s for a person: {what}")
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._sleep()
+            self._raise_if_cancelled()
 
     def _sleep(self) -> None:
         """Waits a little; returns at once when something has come, which is of no interest between

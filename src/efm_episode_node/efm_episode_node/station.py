@@ -9,7 +9,7 @@ from rclpy.node import Node
 from rclpy.serialization import serialize_message
 
 from efm_core.embodiment import Embodiment
-from efm_core.errors import BadRequest, WaitTimeout
+from efm_core.errors import BadRequest, Reason, WaitTimeout
 from efm_core.summary import Mode
 from efm_episode_node.actors import Actors
 from efm_episode_node.listener import RobotListener
@@ -40,6 +40,7 @@ class RobotStation:
         self._publisher = node.create_publisher(Instruction, "instruction", LATCHED)
         names = tuple(name for name in ACTORS if name != "external")
         self.actors = Actors(node, names, self._act_ended)
+        self._acting = "policy"
         self._asked: queue.SimpleQueue[ActEnded] | None = None
 
     def open(
@@ -110,6 +111,7 @@ class RobotStation:
 
     def act(self, request: ActRequest) -> int:
         """Lets somebody act."""
+        self._acting = request.actor
         return self.actors.act(request)
 
     def cancel_act(self, ticket: int) -> None:
@@ -122,6 +124,10 @@ class RobotStation:
         self._node.destroy_publisher(self._publisher)
 
     def _act_ended(self, ended: ActEnded) -> None:
+        if ended.reason is Reason.BUSY:
+            # What still acts does so for a client that died, for example this node before it was started
+            # anew.
+            self.actors.cancel_all(self._acting)
         asked = self._asked
         (self._runner.events if asked is None else asked).put(ended)
 

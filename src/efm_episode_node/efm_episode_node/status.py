@@ -33,8 +33,10 @@ class StatusBoard:
         if progress.phase is not self._progress.phase:
             self._since = self._node.get_clock().now().to_msg()
         if progress.message != self._progress.message and progress.message:
-            log = self._node.get_logger()
-            (log.error if progress.phase is Phase.FAULT else log.info)(progress.message)
+            if progress.phase is Phase.FAULT:
+                self._node.get_logger().error(progress.message)
+            else:
+                self._node.get_logger().info(progress.message)
         self._progress = progress
         message = EpisodeStatus(
             robot=self._robot,
