@@ -110,6 +110,7 @@ class RobotStream:
         self._kept: dict[str | None, deque[_Input]] = {}
         self._waiting: deque[Task] = deque(maxlen=queue if lockstep else 1)
         self._last_ns: int | None = None  # Stamp of the newest observation that became a task.
+        self._newest_ns = 0  # Stamp of the newest image; of the newest state where there are no cameras.
         self.course: Course | None = None
         self.missed = 0  # Observations that went unjudged, since the start.
 
@@ -171,7 +172,11 @@ class RobotStream:
             is_new = self._assembler.add_state(taken.stamp_ns, taken.value)
         else:
             is_new = self._assembler.add_image(taken.camera, taken.stamp_ns, taken.value)
-        if not is_new or not self._is_due(taken.stamp_ns):
+        if not is_new:
+            return
+        if taken.camera is not None or not self._embodiment.cameras:
+            self._newest_ns = taken.stamp_ns
+        if not self._is_due():
             return
         observation = self._assembler.ready(self._ros_now_ns(), synchronous=self._lockstep)
         if observation is None:
@@ -181,9 +186,9 @@ class RobotStream:
             self.missed += 1
         self._waiting.append(Task(self.course, observation, self._steady_s()))
 
-    def _is_due(self, stamp_ns: int) -> bool:
+    def _is_due(self) -> bool:
         """Live, the frame history has the pace of control, however fast cameras and inference are."""
         if self._lockstep or self._last_ns is None:
             return True
-        since_ns = stamp_ns - self._last_ns
+        since_ns = self._newest_ns - self._last_ns
         return since_ns >= DUE_SHARE * self._period_ns or since_ns < 0

@@ -134,7 +134,7 @@ def test_an_announcement_for_another_robot_is_refused_without_a_fetch(start, lea
     ("parameters", "words"),
     [
         ({"bundle": "/nowhere"}, "/nowhere"),
-        ({"embodiment": "tabel"}, "tabel"),
+        ({"embodiment": "taable"}, "taable"),
     ],
 )
 def test_a_node_that_cannot_judge_refuses_to_be_configured(start, parameters, words):

@@ -100,6 +100,17 @@ def test_live_the_newest_observation_wins_and_the_history_keeps_the_pace_of_cont
     assert found.missed == 3
 
 
+def test_live_a_fast_state_does_not_quicken_the_history(course):
+    found = stream(lockstep=False, state=STATE)
+    found.begin(course, stamp(0))
+    for tick in range(21):  # The camera runs at three times the control rate, the state ten times as fast.
+        at = stamp(0) + tick * PERIOD_NS // 10
+        if tick % 3 == 0:
+            found.add_image("top", at, picture(tick))
+        found.add_state(at, np.zeros(1))
+    assert popped(found) == [(1, [9, 18])]
+
+
 def test_live_a_fast_state_does_not_push_the_images_out_that_came_before_the_instruction(course):
     found = stream(lockstep=False, state=STATE)
     found.add_image("top", stamp(0), picture(10))

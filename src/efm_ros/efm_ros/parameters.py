@@ -86,8 +86,7 @@ def declare(
 
     Raises:
         BadRequest: All that is wrong with the overrides, in one message: unknown names (with the nearest
-            one), wrong
-            types, values out of range, missing ones, broken rules between fields.
+            one), wrong types, values out of range, missing ones, broken rules between fields.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     types = {

@@ -131,7 +131,7 @@ def test_a_trajectory_is_read_by_joint_name():
     trajectory.joint_names.reverse()
     trajectory.points[0].positions.reverse()
     np.testing.assert_array_equal(decode_command(embodiment("joint_trajectory"), trajectory)[0], [1.0, 2.0])
-    trajectory.joint_names[0] = "shoulde"
+    trajectory.joint_names[0] = "shoulderr"
     with pytest.raises(BadRequest, match="expected a position of 'shoulder', found the joints"):
         decode_command(embodiment("joint_trajectory"), trajectory)
 

@@ -172,9 +172,9 @@ def test_a_node_that_cannot_start_by_itself_says_why_and_exits_with_one(launch, 
 
 
 def test_a_typing_mistake_in_a_parameter_ends_the_start(launch):
-    code, output, _ = launch(falt="stop").exit()
+    code, output, _ = launch(faultt="stop").exit()
     assert code == 1
-    assert "unknown parameter 'falt', did you mean 'fault'?" in output
+    assert "unknown parameter 'faultt', did you mean 'fault'?" in output
     assert "Traceback" not in output
 
 
