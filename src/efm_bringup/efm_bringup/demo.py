@@ -73,7 +73,16 @@ def isolate() -> None:
 
 
 class Demo:
-    """One run of the demo; see the module's description."""
+    """One run of the demo; see the module's description.
+
+    Args:
+        out: Folder of the run.
+        world: To act in.
+        robots: Simulated robots.
+        seconds: For everything together; practice gets what is left of it.
+        seed: Of demonstrations and training.
+        recipe: How the world is treated; None: as `recipes.py` says.
+    """
 
     def __init__(self, out: Path, world: str, robots: int, seconds: float, seed: int) -> None:
         self.out, self.world, self.robots, self.seconds, self.seed = (

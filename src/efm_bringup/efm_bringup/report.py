@@ -17,11 +17,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from efm_core.episode import Episode, list_episodes, read_episode
-from efm_core.errors import BadRequest, EfmError
+from efm_core.episode import Episode, list_episodes, read_episode, read_summary
+from efm_core.errors import BadRequest
 
 __all__ = ["write_report"]
 
+FILMS = 3
 FILM_FRAMES = 8
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -141,42 +142,67 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> plt.Figure:
 
 
 def _films(run: Path) -> list[str]:
-    """One episode before and one after, on the same seed: frames where there is a camera, else d over time."""
-    report = json.loads((run / "report.json").read_text())
-    episodes = {episode.summary.seed: [] for episode in ()}
-    for folder in list_episodes(run / "evaluations")[:400]:
-        try:
-            episode = read_episode(folder)
-        except EfmError:
-            continue
-        episodes.setdefault(episode.summary.seed, []).append(episode)
-    pairs = [found for _, found in sorted(episodes.items()) if len(found) >= 2][:3]
-    if not pairs:
-        return [f"<p class='note'>No recorded evaluation of {html.escape(report['world'])} was found.</p>"]
-    return [_picture(_film(found[0], found[-1]), f"seed {found[0].summary.seed}") for found in pairs]
+    """Episodes before and after practice on the same seeds: frames or paths, and d over time."""
+    first, last = (
+        json.loads((run / "stages" / f"{name}.json").read_text())["policy"] for name in ("before", "after")
+    )
+    found: dict[str, dict[int, Path]] = {first: {}, last: {}}
+    for folder in sorted(
+        episode
+        for robot in (run / "evaluations").glob("*/")
+        for episode in list_episodes(robot / "evaluation")
+    ):
+        summary = read_summary(folder)
+        # Sampled episodes come first, and greedy ones use the same seeds.
+        found.get(summary.policy_bundle_id, {}).setdefault(summary.seed, folder)
+    seeds = sorted(found[first].keys() & found[last].keys())[:FILMS]
+    if not seeds or first == last:
+        return ["<p class='note'>There are no recorded episodes of two policies on the same seeds.</p>"]
+    pairs = [(read_episode(found[first][seed]), read_episode(found[last][seed])) for seed in seeds]
+    return [_picture(_film(*pair), f"seed {pair[0].summary.seed}") for pair in pairs]
 
 
 def _film(before: Episode, after: Episode) -> plt.Figure:
     cameras = list(before.images)
-    columns = FILM_FRAMES if cameras else 1
-    figure = plt.figure(figsize=(11, 4.6 if cameras else 3), layout="constrained")
+    figure = plt.figure(figsize=(11, 4.8 if cameras else 3.4), layout="constrained")
+    columns = FILM_FRAMES if cameras else 3
     grid = figure.add_gridspec(3 if cameras else 1, columns, height_ratios=[1, 1, 1.2] if cameras else None)
-    for row, (name, episode) in enumerate((("before", before), ("after", after)) if cameras else ()):
+    for row, (name, episode) in enumerate((("before", before), ("after", after))):
+        if not cameras:
+            _path(figure.add_subplot(grid[0, row]), name, episode)
+            continue
         for column, index in enumerate(np.linspace(0, len(episode) - 1, columns).astype(int)):
             axis = figure.add_subplot(grid[row, column])
             axis.imshow(episode.images[cameras[0]][index])
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(f"{name} {index}" if column == 0 else str(index), fontsize=8)
-    axis = figure.add_subplot(grid[-1, :])
+    axis = figure.add_subplot(grid[-1, :] if cameras else grid[0, 2])
     for name, episode in (("before", before), ("after", after)):
         axis.plot(episode.steps_to_go, label=f"{name}: {episode.summary.end_reason.name.lower()}")
     axis.set_xlabel("control step")
     axis.set_ylabel("predicted steps to go")
-    axis.set_title(f"seed {before.summary.seed}: {before.instruction}", fontsize=10)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
+    figure.suptitle(f"seed {before.summary.seed}: {before.instruction}", fontsize=10)
     return figure
+
+
+def _path(axis: plt.Axes, name: str, episode: Episode) -> None:
+    """Draws the first two entries of the state against each other, for worlds without a camera."""
+    if episode.state is None or episode.state.shape[1] < 2 or episode.embodiment.state is None:
+        axis.set_axis_off()
+        return
+    x, y = (episode.embodiment.state.entries[index] for index in (0, 1))
+    axis.plot(episode.state[:, 0], episode.state[:, 1], lw=1)
+    axis.plot(*episode.state[0, :2], "o", label="start")
+    axis.plot(*episode.state[-1, :2], "s", label="end")
+    axis.set_xlim(x.low, x.high)
+    axis.set_ylim(y.low, y.high)
+    axis.set_xlabel(f"{x.name} [{x.unit}]")
+    axis.set_ylabel(f"{y.name} [{y.unit}]")
+    axis.set_title(f"{name}: {len(episode) - 1} steps", fontsize=9)
+    axis.legend(fontsize=8)
 
 
 def _picture(figure: plt.Figure, alternative: str) -> str:
