@@ -84,7 +84,9 @@ class Demo:
         recipe: How the world is treated; None: as `recipes.py` says.
     """
 
-    def __init__(self, out: Path, world: str, robots: int, seconds: float, seed: int) -> None:
+    def __init__(
+        self, out: Path, world: str, robots: int, seconds: float, seed: int, recipe: Recipe | None = None
+    ) -> None:
         self.out, self.world, self.robots, self.seconds, self.seed = (
             out.absolute(),
             world,
@@ -92,7 +94,7 @@ class Demo:
             seconds,
             seed,
         )
-        self.recipe: Recipe = recipe_of(world)
+        self.recipe = recipe or recipe_of(world)
         self.stages = self.out / "stages"
         self._began = time.monotonic()
         self._settle()
