@@ -62,9 +62,13 @@ DRY_RUN = Argument(
     "dry_run", "", "true: decide but send no command; empty: as the embodiment says.", ("", "true", "false")
 )
 MODE = Argument("mode", "practice", "What the robots are there for.", ("collect", "practice", "evaluate"))
-POLICY = Argument("policy", "", "Folder of the policy bundle; empty: wait for the learner's.")
-REWARD = Argument("reward", "", "Folder of the reward bundle.")
-VERIFIER = Argument("verifier", "", "Folder of a second reward bundle for the guard; empty: none.")
+POLICY = Argument(
+    "policy", "", "Folder of the policy bundle, or of the run that made it; empty: wait for the learner's."
+)
+REWARD = Argument("reward", "", "Folder of the reward bundle, or of the training that made it.")
+VERIFIER = Argument(
+    "verifier", "", "Folder of a second reward bundle for the guard, or of its training; empty: none."
+)
 SPOOL = Argument("spool", "spool", "Folder for recorded episodes; every robot has its own below it.")
 BUNDLES = Argument("bundles", "bundles", "Folder for bundles that robots fetch.")
 RUN = Argument("run", "runs/practice", "Folder of the practice run; resumed where it exists.")
@@ -122,6 +126,24 @@ class Values(dict[str, str]):
     def path(self, name: str) -> str:
         """Returns a path as absolute, so that it means the same in every process; empty stays empty."""
         return str(Path(os.path.expanduser(self[name])).absolute()) if self[name] else ""
+
+    def bundle(self, name: str) -> str:
+        """Returns the folder of a bundle; a run's folder stands for the bundle that its result names.
+
+        Raises:
+            BadRequest: The run has not come to a result of this kind.
+        """
+        path = Path(self.path(name))
+        result = path / "result.json"
+        if not self[name] or not result.is_file():
+            return self.path(name)
+        found = json.loads(result.read_text())
+        bundle = found.get("policy", found.get("best")) if name == "policy" else found.get("reward")
+        if not bundle:
+            raise BadRequest(
+                f"{name}:={self[name]}: {result} names no such bundle; name the bundle's own folder"
+            )
+        return str(path / "bundles" / bundle)
 
     def json_object(self, name: str) -> dict[str, object]:
         """Returns a JSON argument; refuses anything but an object."""

@@ -112,7 +112,7 @@ def cell(values: Values) -> list[NodeSpec]:
     practising = values["mode"] == "practice"
     policy: dict[str, object] = {
         **models,
-        "bundle": values.path("policy"),
+        "bundle": values.bundle("policy"),
         "bundle_dir": values.path("bundles"),
         "follow_models": values.flag("follow_models") and practising,
     }
@@ -126,7 +126,7 @@ def cell(values: Values) -> list[NodeSpec]:
             )
         )
     if values["reward"]:
-        reward = {**models, "bundle": values.path("reward")}
+        reward = {**models, "bundle": values.bundle("reward")}
         nodes.append(
             NodeSpec(
                 "efm_reward_node", "reward_node", "efm_reward_node.main", "reward", "/", "reward.yaml", reward
@@ -175,9 +175,9 @@ def learner(values: Values) -> list[NodeSpec]:
             "learner.yaml",
             {
                 "run": values.path("run"),
-                "policy": values.path("policy"),
-                "reward": values.path("reward"),
-                "verifier": values.path("verifier"),
+                "policy": values.bundle("policy"),
+                "reward": values.bundle("reward"),
+                "verifier": values.bundle("verifier"),
                 "autostart": values.flag("autostart"),
                 **values.json_object("learning"),
             },

@@ -144,6 +144,18 @@ def test_what_cannot_be_is_refused_with_words(stack, given, problem):
     assert problem in str(caught.value)
 
 
+def test_the_folder_of_a_run_stands_for_the_bundle_that_it_made(tmp_path):
+    (tmp_path / "result.json").write_text('{"policy": "0001", "reward": "0002"}')
+    run = str(tmp_path)
+    nodes = nodes_of("evaluate", {"policy": run, "reward": run})
+    bundles = {node.name: node.parameters["bundle"] for node in nodes if "bundle" in node.parameters}
+    assert bundles == {"policy": f"{run}/bundles/0001", "reward": f"{run}/bundles/0002"}
+    (tmp_path / "result.json").write_text('{"best": "0003"}')
+    assert read_arguments(STACKS["cell"], {"policy": run}).bundle("policy") == f"{run}/bundles/0003"
+    with pytest.raises(BadRequest, match="names no such bundle"):
+        nodes_of("evaluate", {"policy": run, "reward": run})
+
+
 def test_assignments_are_of_one_form():
     assert parse_assignments(["a:=1", "b:=x:=y", "c:="]) == {"a": "1", "b": "x:=y", "c": ""}
     for text in ("a=1", ":=1", "word"):
