@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ import numpy as np
 from efm_core.embodiment import Embodiment
 from efm_core.episode_writer import EpisodeWriter
 from efm_core.errors import EfmError, EpisodeInvalid, WaitTimeout
-from efm_core.summary import Mode, Summary
+from efm_core.summary import EndReason, Mode, Summary
 
 SECOND_NS = 1_000_000_000
 CLOCK_JUMP_NS = (
@@ -36,6 +37,7 @@ SILENCE_S = 1.0  # An input may be older than its own limit by so much before th
 PNG_LARGEST_PX = (
     128 * 128
 )  # Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
+LAST_STATE_S = 1.0
 RECENT = 8
 LARGEST_LOSS = 0.1  # Share of steps whose observation may be missing; readers refuse more.
 
@@ -77,11 +79,19 @@ class RecorderSettings:
     queue_bytes: int = 512 << 20
 
 
+@dataclass
+class _Running:
+    """The episode that is being recorded, and why it cannot be any more."""
+
+    writer: EpisodeWriter
+    failed: str = ""
+
+
 @dataclass(frozen=True)
 class _Item:
     """One message on its way to the disk."""
 
-    writer: EpisodeWriter
+    episode: _Running
     stream: Stream
     stamp_ns: int
     data: bytes
@@ -116,8 +126,7 @@ class EpisodeRecorder:
         self._recent: dict[Stream, collections.deque[tuple[int, bytes]]] = {}
         self._queue: queue.SimpleQueue[_Item | Callable[[], None] | None] = queue.SimpleQueue()
         self._queued_bytes = 0
-        self._writer: EpisodeWriter | None = None
-        self._failed = ""
+        self._running: _Running | None = None
         self._start_ns = 0
         self._newest: dict[Stream, int] = {}
         self._arrived: dict[Stream, float] = {}
@@ -140,20 +149,21 @@ class EpisodeRecorder:
                 recent = self._recent[stream]
                 if not recent or stamp_ns != recent[-1][0]:
                     recent.append((stamp_ns, data))
-            if self._writer is None or self._failed:
+            if self._running is None or self._running.failed:
                 return
             if is_step and stamp_ns >= self._start_ns:
                 self._steps.add(stamp_ns)
-            self._take(self._writer, stream, stamp_ns, data)
+            self._take(self._running, stream, stamp_ns, data)
             self._changed.notify_all()
 
-    def _take(self, writer: EpisodeWriter, stream: Stream, stamp_ns: int, data: bytes) -> None:
+    def _take(self, episode: _Running, stream: Stream, stamp_ns: int, data: bytes) -> None:
         """Queues a message of the running episode; the lock is held."""
         if stream.is_input:
             newest = self._newest.get(stream, 0)
             if stamp_ns < newest - CLOCK_JUMP_NS:
                 self._fail(
-                    f"'{stream.topic}': the clock was set back by {(newest - stamp_ns) / SECOND_NS:.1f} s"
+                    episode,
+                    f"'{stream.topic}': the clock was set back by {(newest - stamp_ns) / SECOND_NS:.1f} s",
                 )
                 return
         if stamp_ns < self._start_ns:
@@ -165,16 +175,17 @@ class EpisodeRecorder:
             self._arrived[stream] = time.monotonic()
             self._seen.add(stamp_ns)
         if silent := self._silent(stamp_ns):
-            self._fail(silent)
+            self._fail(episode, silent)
             return
         self._queued_bytes += len(data)
         if self._queued_bytes > self._settings.queue_bytes:
             self._fail(
+                episode,
                 f"the recorder cannot keep up: {self._queued_bytes >> 20} MiB wait to be written; use "
-                "smaller images, jpeg, or a faster disk"
+                "smaller images, jpeg, or a faster disk",
             )
             return
-        self._queue.put(_Item(writer, stream, stamp_ns, data))
+        self._queue.put(_Item(episode, stream, stamp_ns, data))
 
     def _silent(self, stamp_ns: int) -> str:
         """Names an input that others have left behind, on the robot's clock and on ours: in lockstep the
@@ -187,10 +198,12 @@ class EpisodeRecorder:
                 return f"expected messages on '{stream.topic}', found none for {age_ns / SECOND_NS:.1f} s"
         return ""
 
-    def _fail(self, message: str) -> None:
-        if self._writer is not None and not self._failed:
-            self._failed = message
-            self._fault(message)
+    def _fail(self, episode: _Running, message: str) -> None:
+        """Gives an episode up; the lock is held."""
+        if not episode.failed:
+            episode.failed = message
+            if episode is self._running:
+                self._fault(message)
 
     # From the runner ----------------------------------------------------------------------------------------
 
@@ -204,7 +217,8 @@ class EpisodeRecorder:
         self.abort()
         writer = EpisodeWriter(self._folder_of(mode), episode_id, self._embodiment)
         with self._changed:
-            self._writer, self._failed, self._start_ns = writer, "", start_ns
+            self._running = episode = _Running(writer)
+            self._start_ns = start_ns
             self._newest.clear()
             self._arrived.clear()
             self._began = time.monotonic()
@@ -212,7 +226,7 @@ class EpisodeRecorder:
             self._steps.clear()
             for stream, recent in self._recent.items():
                 for stamp_ns, data in recent:
-                    self._take(writer, stream, stamp_ns, data)
+                    self._take(episode, stream, stamp_ns, data)
 
     def newest_ns(self) -> int:
         """Returns the stamp of the newest observation that every input has reached; 0 before the first."""
@@ -233,33 +247,34 @@ class EpisodeRecorder:
         """
         deadline = time.monotonic() + self._settings.settle_s
         with self._changed:
-            writer, failed = self._writer, self._failed
-            if writer is None:
+            episode = self._running
+            if episode is None:
                 raise EpisodeInvalid(f"episode {summary.episode_id}: nothing is being recorded")
             # The state of the last observation may come a moment later than its image.
             self._changed.wait_for(
                 lambda: all(self._newest.get(stream, 0) >= summary.stamp_ns for stream in self._recent),
-                timeout=min(1.0, self._settings.settle_s),
+                timeout=min(LAST_STATE_S, self._settings.settle_s),
             )
-            failed = failed or self._losses(summary)
-            self._writer = None
-        if failed and summary.end_reason.name != "FAULT":
-            self._drop(writer)
-            raise EpisodeInvalid(f"episode {summary.episode_id}: {failed}")
+            self._running = None
+            lost = self._losses(summary)
         closed: Future[Path] = Future()
 
         def close() -> None:
+            # What a fault cut short is kept as far as it goes; anything else has to be whole.
+            failed = (episode.failed or lost) if summary.end_reason is not EndReason.FAULT else ""
             try:
-                closed.set_result(writer.close(summary))
+                if failed:
+                    raise EpisodeInvalid(f"episode {summary.episode_id}: {failed}")
+                closed.set_result(episode.writer.close(summary))
             except EfmError as error:
-                writer.abort()
+                episode.writer.abort()
                 closed.set_exception(error)
 
         self._queue.put(close)
         try:
             return closed.result(max(0.0, deadline - time.monotonic()))
-        except TimeoutError as error:
-            self._drop(writer)
+        except FutureTimeout as error:
+            self._queue.put(episode.writer.abort)
             raise WaitTimeout(
                 f"episode {summary.episode_id}: not on the disk within {self._settings.settle_s:g} s; it is "
                 "dropped"
@@ -268,9 +283,10 @@ class EpisodeRecorder:
     def abort(self) -> None:
         """Drops the running episode; does nothing when there is none."""
         with self._changed:
-            writer, self._writer = self._writer, None
-        if writer is not None:
-            self._drop(writer)
+            episode, self._running = self._running, None
+        if episode is not None:
+            # After what is queued for it, so that nothing is written into a closed file.
+            self._queue.put(episode.writer.abort)
 
     def close(self) -> None:
         """Drops a running episode and ends the thread."""
@@ -292,10 +308,6 @@ class EpisodeRecorder:
             return ""
         return f"the observations of {lost} of {len(steps)} steps are missing: the recorder could not keep up"
 
-    def _drop(self, writer: EpisodeWriter) -> None:
-        """Drops an episode after what is queued for it, so that nothing is written into a closed file."""
-        self._queue.put(writer.abort)
-
     # The thread ---------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
@@ -309,12 +321,11 @@ class EpisodeRecorder:
                 self._write(item)
             except EfmError as error:
                 with self._changed:
-                    if item.writer is self._writer:
-                        self._fail(str(error))
+                    self._fail(item.episode, str(error))
 
     def _write(self, item: _Item) -> None:
         if not item.stream.camera:
-            item.writer.write(item.stream.topic, item.stream.type_name, item.stamp_ns, item.data)
+            item.episode.writer.write(item.stream.topic, item.stream.type_name, item.stamp_ns, item.data)
             return
         image, frame_id = self._decode(item.data)
         kind: Literal["png", "jpeg"]
@@ -325,4 +336,4 @@ class EpisodeRecorder:
             else "jpeg"
         )
         quality = self._settings.jpeg_quality
-        item.writer.write_image(item.stream.camera, item.stamp_ns, image, kind, quality, frame_id)
+        item.episode.writer.write_image(item.stream.camera, item.stamp_ns, image, kind, quality, frame_id)

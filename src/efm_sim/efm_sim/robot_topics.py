@@ -30,6 +30,7 @@ class RobotTopics:
     def __init__(self, node: Node, embodiment: Embodiment, robot: str) -> None:
         """Opens the topics that the embodiment names, camera_info beside every camera, and ground_truth."""
         self._node = node
+        self._robot = robot
         self._embodiment = embodiment
         self._cameras: dict[str, Publisher] = {}
         self._camera_info: dict[str, Publisher] = {}
@@ -57,7 +58,7 @@ class RobotTopics:
         if self._state is not None:
             self._state.publish(self._state_message(snapshot))
         for camera in self._embodiment.cameras:
-            header = Header(stamp=stamp, frame_id=f"{camera.name}_optical")
+            header = Header(stamp=stamp, frame_id=in_robot(self._robot, f"{camera.name}_optical"))
             picture = snapshot.observation.images[camera.name]
             if self._camera_info[camera.name].get_subscription_count():
                 height, width = picture.shape[:2]

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -250,7 +251,7 @@ class WorldLoop:
         self._intake.wake()
         try:
             return future.result(REQUEST_DEADLINE_S)
-        except TimeoutError as error:
+        except FutureTimeout as error:
             if future.done():
                 raise
             raise WaitTimeout(f"the worlds' thread did not answer within {REQUEST_DEADLINE_S:g} s") from error

@@ -1,0 +1,294 @@
+"""The recorder without ROS: what is written, what is dropped, and what is told as a fault."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from efm_core.embodiment import load_embodiment
+from efm_core.episode import check_episode, list_episodes, read_episode
+from efm_core.episode_file import read_episode_file
+from efm_core.errors import EpisodeInvalid, SpoolFull
+from efm_core.schemas import deserialize, make_header, message_class, serialize
+from efm_core.summary import Actor, EndReason, Mode, Outcome, Summary
+from efm_episode_node import recorder as recorder_module
+from efm_episode_node.recorder import EpisodeRecorder, RecorderSettings, Stream
+
+PERIOD_NS = 100_000_000
+START_NS = 50 * PERIOD_NS
+IMAGE_TYPE, STATE_TYPE = "sensor_msgs/msg/Image", "sensor_msgs/msg/JointState"
+CAMERA = Stream("camera/top/image_raw/compressed", "sensor_msgs/msg/CompressedImage", "top", True, 0.2)
+STATE = Stream("joint_states", STATE_TYPE, "", True, 0.2)
+STEP = Stream("policy_step", "efm_msgs/msg/PolicyStep")
+
+
+def image(stamp_ns, size=96):
+    picture = np.full((size, size, 3), stamp_ns // PERIOD_NS % 200, np.uint8)
+    return serialize(
+        message_class(IMAGE_TYPE)(
+            header=make_header(stamp_ns, "top_optical"),
+            height=size,
+            width=size,
+            encoding="rgb8",
+            is_bigendian=0,
+            step=3 * size,
+            data=picture.reshape(-1),
+        )
+    )
+
+
+def state(stamp_ns):
+    empty = np.zeros(0)
+    return serialize(
+        message_class(STATE_TYPE)(
+            header=make_header(stamp_ns),
+            name=["effector_x", "effector_y"],
+            position=np.array([0.1, 0.2]),
+            velocity=empty,
+            effort=empty,
+        )
+    )
+
+
+def step(stamp_ns, number):
+    values = np.array([0.01, -0.01])
+    return serialize(
+        message_class("efm_msgs/msg/PolicyStep")(
+            header=make_header(stamp_ns),
+            episode_id="",
+            bundle_id="",
+            step=number,
+            chunk_index=0,
+            actor=int(Actor.EXPERT),
+            gate=0,
+            tokens=np.zeros(0, np.uint16),
+            log_prob=float("nan"),
+            temperature=float("nan"),
+            action=values,
+            command=values,
+            latency=float("nan"),
+        )
+    )
+
+
+def decode(data):
+    message = deserialize(data, IMAGE_TYPE)
+    return message.data.reshape(message.height, message.width, 3), message.header.frame_id
+
+
+class Bench:
+    """A recorder, and the robot that feeds it."""
+
+    def __init__(self, folder, decode=decode, **settings):
+        self.folder, self.faults = folder, []
+        embodiment = load_embodiment("table")
+        self.recorder = EpisodeRecorder(
+            lambda mode: folder,
+            embodiment,
+            RecorderSettings(**{"settle_s": 10.0, **settings}),
+            decode,
+            self.faults.append,
+        )
+        for stream in (CAMERA, STATE):
+            self.recorder.add_input(stream)
+
+    def observe(self, stamp_ns, size=96):
+        self.recorder.put(STATE, stamp_ns, state(stamp_ns))
+        self.recorder.put(CAMERA, stamp_ns, image(stamp_ns, size))
+
+    def act(self, stamp_ns):
+        self.recorder.put(STEP, stamp_ns, step(stamp_ns, 0), is_step=True)
+
+    def episode(self, steps=5, start_ns=START_NS, lost=(), size=96):
+        for index in range(steps + 1):
+            stamp_ns = start_ns + index * PERIOD_NS
+            if index not in lost:
+                self.observe(stamp_ns, size)
+            if index < steps:
+                self.act(stamp_ns)
+
+    def summary(self, episode_id="e1", steps=5, **changes):
+        values = {
+            "episode_id": episode_id,
+            "start_ns": START_NS,
+            "stamp_ns": START_NS + steps * PERIOD_NS,
+            "mode": Mode.COLLECT,
+            "outcome": Outcome.SUCCESS,
+            "end_reason": EndReason.ACTOR_DONE,
+            "actor": Actor.EXPERT,
+            "steps": steps,
+            "instruction": "push",
+        }
+        return Summary(**{**values, **changes})
+
+
+@pytest.fixture
+def bench(tmp_path):
+    benches = []
+
+    def make(**settings):
+        benches.append(Bench(tmp_path / "spool", **settings))
+        return benches[-1]
+
+    yield make
+    for one in benches:
+        one.recorder.close()
+
+
+def test_an_episode_is_written_whole(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode()
+    folder = one.recorder.finish(one.summary())
+    assert check_episode(folder) == [] and one.faults == []
+    episode = read_episode(folder)
+    assert len(episode) == 6
+    assert np.asarray(episode.images["top"][3])[0, 0, 0] == 53
+
+
+def test_the_first_observation_counts_though_it_was_shown_before_the_beginning(bench):
+    one = bench()
+    for stamp_ns in (START_NS - 2 * PERIOD_NS, START_NS - PERIOD_NS, START_NS):
+        one.observe(stamp_ns)
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.observe(START_NS)  # It is shown again.
+    one.act(START_NS)
+    one.episode(steps=4, start_ns=START_NS + PERIOD_NS)
+    topics = read_episode_file(one.recorder.finish(one.summary())).topics
+    stamps = [raw.log_time_ns for raw in topics["joint_states"].messages]
+    assert stamps == [START_NS + index * PERIOD_NS for index in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "expected"),
+    [
+        ({}, 96, "png"),
+        ({}, 256, "jpeg"),
+        ({"image_format": "png"}, 256, "png"),
+        ({"image_format": "jpeg"}, 96, "jpeg"),
+    ],
+)
+def test_small_images_are_kept_exactly_and_large_ones_as_jpeg_unless_told_otherwise(
+    bench, settings, size, expected
+):
+    one = bench(**settings)
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(size=size)
+    topics = read_episode_file(one.recorder.finish(one.summary())).topics
+    formats = {message.format for _, message in topics[CAMERA.topic].decoded()}
+    assert formats == {expected}
+
+
+def test_encoding_images_does_not_keep_the_one_who_hears_them_waiting(bench):
+    going = threading.Event()
+
+    def slow(data):
+        going.wait(30)
+        return decode(data)
+
+    one = bench(decode=slow)
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode()  # Returns although no image can be encoded yet.
+    assert one.recorder.newest_ns() == START_NS + 5 * PERIOD_NS
+    going.set()
+    assert len(read_episode(one.recorder.finish(one.summary()))) == 6
+
+
+def test_an_aborted_episode_leaves_nothing(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode()
+    one.recorder.abort()
+    one.recorder.close()
+    assert list(one.folder.iterdir()) == []
+
+
+def test_the_next_episode_is_not_touched_by_what_was_queued_for_the_last(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode()
+    one.recorder.abort()
+    one.recorder.begin("e2", START_NS + 100 * PERIOD_NS, Mode.COLLECT)
+    one.episode(start_ns=START_NS + 100 * PERIOD_NS)
+    later = {"start_ns": START_NS + 100 * PERIOD_NS, "stamp_ns": START_NS + 105 * PERIOD_NS}
+    one.recorder.finish(one.summary("e2", **later))
+    assert [folder.name for folder in list_episodes(one.folder)] == ["e2"]
+
+
+def test_an_episode_with_many_lost_observations_is_dropped_with_the_reason(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(steps=10, lost=(2, 3))
+    with pytest.raises(EpisodeInvalid, match="observations of 2 of 10 steps are missing"):
+        one.recorder.finish(one.summary(steps=10))
+    one.recorder.close()
+    assert list_episodes(one.folder) == []
+
+
+def test_a_camera_that_stops_is_told_while_the_episode_runs(bench, monkeypatch):
+    monkeypatch.setattr(recorder_module, "SILENCE_S", 0.05)
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(steps=3)
+    ticks = threading.Event()
+    for index in range(4, 40):
+        ticks.wait(0.01)
+        one.recorder.put(STATE, START_NS + index * PERIOD_NS, state(START_NS + index * PERIOD_NS))
+    assert len(one.faults) == 1
+    assert "expected messages on 'camera/top/image_raw/compressed'" in one.faults[0]
+
+
+def test_messages_that_only_wait_for_us_are_no_silence(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    stamps = [START_NS + index * PERIOD_NS for index in range(60)]
+    for stamp_ns in stamps:  # In lockstep six seconds of the robot pass at once, topic by topic.
+        one.recorder.put(STATE, stamp_ns, state(stamp_ns))
+    for stamp_ns in stamps:
+        one.recorder.put(CAMERA, stamp_ns, image(stamp_ns))
+    assert one.faults == []
+
+
+def test_a_clock_that_is_set_back_is_told(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(steps=30)
+    one.observe(START_NS + 5 * PERIOD_NS)
+    assert "the clock was set back by 2.5 s" in one.faults[0]
+    with pytest.raises(EpisodeInvalid, match="set back"):
+        one.recorder.finish(one.summary(steps=30))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half(bench, monkeypatch):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+
+    def full(*_):
+        raise SpoolFull("episode e1: no space left on the device")
+
+    monkeypatch.setattr(recorder_module.EpisodeWriter, "write_image", full)
+    one.episode()
+    with pytest.raises(EpisodeInvalid, match="no space left"):
+        one.recorder.finish(one.summary())
+    one.recorder.close()
+    assert list_episodes(one.folder) == []
+
+
+def test_a_queue_that_only_grows_is_told_before_the_memory_is_gone(bench):
+    going = threading.Event()
+    one = bench(decode=lambda data: (going.wait(30), decode(data))[1], queue_bytes=100_000)
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(steps=9)
+    assert "cannot keep up" in one.faults[0]
+    going.set()
+
+
+def test_the_newest_observation_is_the_one_that_every_camera_has_reached(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    assert one.recorder.newest_ns() == 0
+    one.recorder.put(CAMERA, START_NS, image(START_NS))
+    assert one.recorder.newest_ns() == 0, "the state has not come"
+    one.recorder.put(STATE, START_NS, state(START_NS))
+    one.recorder.put(STATE, START_NS + PERIOD_NS, state(START_NS + PERIOD_NS))
+    assert one.recorder.newest_ns() == START_NS
