@@ -229,16 +229,36 @@ class Workshop:
         done = self.done()
         return [stage for stage in self.stages() if done.get(stage.name) != stage.fingerprint]
 
+    def begin(self, stage: Stage) -> None:
+        """Forget that a stage and those after it were done, since it is about to change what they left."""
+        if self.venv.exists():
+            self.record(self.done_before(stage))
+            self.sweep()
+
     def finish(self, stage: Stage) -> None:
         """Record that a stage is done; later stages have to be done again."""
-        done = {}
-        for each in self.stages():
-            done[each.name] = each.fingerprint
-            if each.name == stage.name:
-                break
+        self.record({**self.done_before(stage), stage.name: stage.fingerprint})
+
+    def done_before(self, stage: Stage) -> dict[str, str]:
+        """Read the fingerprints of the done stages that come before one."""
+        names = [each.name for each in self.stages()]
+        return {name: mark for name, mark in self.done().items() if name in names[: names.index(stage.name)]}
+
+    def record(self, done: dict[str, str]) -> None:
+        """Write down which stages are done, in one step."""
         part = self.stamp.with_suffix(".part")
         part.write_text(json.dumps(done, indent=2) + "\n")
         part.replace(self.stamp)
+
+    def sweep(self) -> None:
+        """Remove what a pip or a build that was killed has left half done; pip would stumble over it."""
+        for folder in self.venv.glob("lib/python*/site-packages/*"):
+            nameless = folder.suffix == ".dist-info" and not (folder / "METADATA").exists()
+            nameless |= (
+                folder.suffix == ".egg-info" and folder.is_dir() and not (folder / "PKG-INFO").exists()
+            )
+            if nameless or folder.name.startswith("~"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def make_venv(self) -> None:
         """Make `.venv`, over whatever an interrupted or older set-up has left there."""
@@ -460,6 +480,7 @@ def set_up(root: Path) -> None:
     for stage in workshop.to_do():
         say(f"{stage.name} …")
         began = time.monotonic()
+        workshop.begin(stage)
         stage.work()
         workshop.finish(stage)
         say(f"{stage.name}: done in {time.monotonic() - began:.0f} s")

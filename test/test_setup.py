@@ -186,6 +186,25 @@ def test_a_damaged_stamp_means_that_nothing_is_done(checkout, damage):
     assert names(workshop.to_do()) == names(workshop.stages())
 
 
+def test_a_stage_that_was_begun_is_due_even_when_its_change_is_taken_back(checkout):
+    """A build that was killed had removed the messages, and the stamp of the build before still held."""
+    workshop = finished(checkout)
+    messages = next(stage for stage in workshop.stages() if stage.name == "message types")
+    workshop.begin(messages)
+    assert names(workshop.to_do()) == ["message types", "the packages of src"]
+
+
+def test_what_a_killed_pip_left_half_done_is_removed(checkout):
+    """Pip refuses to work beside a package without metadata."""
+    workshop = finished(checkout)
+    packages = checkout / ".venv/lib/python3.11/site-packages"
+    for name in ("whole-1.0.dist-info/METADATA", "half-1.0.dist-info/RECORD", "~orch/__init__.py"):
+        (packages / name).parent.mkdir(parents=True)
+        (packages / name).touch()
+    workshop.begin(workshop.stages()[1])
+    assert [path.name for path in packages.iterdir()] == ["whole-1.0.dist-info"]
+
+
 def test_a_stage_done_again_makes_later_ones_due(checkout):
     workshop = finished(checkout)
     workshop.finish(workshop.stages()[1])
