@@ -29,6 +29,9 @@ from efm_ros.qos import EVENTS, LATCHED
 ACTION = "episodes/run"
 POLL_S = 0.1
 SILENCE_S = 15.0  # The status comes once a second; a node that is silent for so long is gone.
+ANSWER_S = 5.0
+UNANSWERED_GOALS = 6
+CANCEL_S = 10.0
 LATE_S = 5.0  # Summaries travel on a topic of their own and may come after the action's result.
 
 
@@ -69,6 +72,7 @@ class FleetClient:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._ending = threading.Event()
+        self._shares: list[_Share] = []
         self._thread = threading.Thread(target=self._spin, name="executor", daemon=True)
 
     def __enter__(self) -> FleetClient:
@@ -76,6 +80,7 @@ class FleetClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._cancel()
         self._ending.set()
         self._executor.wake()
         self._thread.join(5.0)
@@ -120,6 +125,7 @@ class FleetClient:
             for robot, block in zip(robots, _blocks(wish.episodes, len(robots)), strict=True)
             if block[1] or wish.episodes == 0
         ]
+        self._shares = shares
         for share in shares:
             share.start()
         try:
@@ -127,12 +133,17 @@ class FleetClient:
                 for share in shares:
                     share.thread.join(POLL_S)
         except KeyboardInterrupt:
-            for share in shares:
-                share.cancel()
-            for share in shares:
-                share.thread.join(10.0)
+            self._cancel()
             raise
         return [share.error for share in shares if share.error is not None]
+
+    def _cancel(self) -> None:
+        """Cancels what still runs and waits for its end."""
+        for share in self._shares:
+            share.cancel()
+        for share in self._shares:
+            if share.thread.is_alive():
+                share.thread.join(CANCEL_S)
 
     def _spin(self) -> None:
         while not self._ending.is_set():
@@ -155,8 +166,10 @@ class _Share:
         self._node = fleet.node
         self._cancelled = threading.Event()
         self._heard_at = time.monotonic()
+        self._idle_since: float | None = None
         self._seen: dict[str, Summary] = {}
         self._words = ""
+        self._unanswered = 0
         self._name = f"/{robot}" if robot else ""
         group = ReentrantCallbackGroup()
         self._client = ActionClient(self._node, RunEpisodes, f"{self._name}/{ACTION}", callback_group=group)
@@ -209,12 +222,20 @@ class _Share:
             end_on_truth=self._wish.end_on_truth,
         )
         sent = self._client.send_goal_async(goal)
-        self._wait(sent.done, f"an answer of {self._name}/{ACTION}", 30.0)
+        try:
+            self._wait(sent.done, f"an answer of {self._name}/{ACTION}", ANSWER_S)
+        except WaitTimeout:
+            # A node that was killed stays in the graph for a while, and a goal that was sent to it is lost.
+            self._unanswered += 1
+            if self._cancelled.is_set() or self._unanswered >= UNANSWERED_GOALS:
+                raise
+            return
+        self._unanswered = 0
         handle = sent.result()
         if not handle.accepted:
             raise BadRequest(f"{self._name}/{ACTION} refused the goal")
         self._listener.began(self._robot)
-        self._heard_at = time.monotonic()
+        self._heard_at, self._idle_since = time.monotonic(), None
         done = handle.get_result_async()
         cancelling = False
         while not done.done():
@@ -224,6 +245,9 @@ class _Share:
                 handle.cancel_goal_async()
             if time.monotonic() - self._heard_at > SILENCE_S:
                 self._listener.words(self._robot, "the episode node is silent; waits until it is back")
+                return
+            if self._idle_since is not None and time.monotonic() - self._idle_since > LATE_S:
+                self._listener.words(self._robot, "the episode node was started anew; asks it for the rest")
                 return
         self._finish(done.result().result)
 
@@ -252,6 +276,10 @@ class _Share:
 
     def _on_status(self, status: EpisodeStatus) -> None:
         self._heard_at = time.monotonic()
+        if status.phase != EpisodeStatus.PHASE_IDLE:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = self._heard_at
         if status.message != self._words:
             self._words = status.message
             if status.message:

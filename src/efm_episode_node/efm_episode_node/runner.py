@@ -149,13 +149,13 @@ class EpisodeRunner:
         """
         now = time.monotonic()
         since = self._refused_since = self._refused_since or now
-        left = since + self._settings.ready_s - now
-        if left <= 0:
-            raise WaitTimeout(f"waited {self._settings.ready_s:g} s for {error}") from error
+        limit_s = self._settings.ready_s
+        if now - since >= limit_s:
+            raise WaitTimeout(f"waited {limit_s:g} s for {error}") from error
         self._set(
-            phase=Phase.RESETTING, message=f"waits for {error}, {left:.0f} s left", episode_id="", step=0
+            phase=Phase.RESETTING, message=f"waits at most {limit_s:g} s for {error}", episode_id="", step=0
         )
-        self._rest(min(left, self._settings.fault_pause_s))
+        self._rest(self._settings.fault_pause_s)
 
     def _episode(self, request: RunRequest, index: int) -> Summary:
         seed = request.seed + index if request.seed else 0
@@ -304,12 +304,14 @@ class EpisodeRunner:
         return ""
 
     def _wait_until_ready(self, request: RunRequest) -> None:
-        deadline = time.monotonic() + self._settings.ready_s
+        limit_s = self._settings.ready_s
+        deadline = time.monotonic() + limit_s
         while missing := self._station.missing(request):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WaitTimeout(f"waited {self._settings.ready_s:g} s for {missing}")
-            self._set(phase=Phase.RESETTING, message=f"waits for {missing}, {left:.0f} s left", episode_id="")
+            if time.monotonic() > deadline:
+                raise WaitTimeout(f"waited {limit_s:g} s for {missing}")
+            message = f"waits at most {limit_s:g} s for {missing}"
+            if self.progress.message != message:
+                self._set(phase=Phase.RESETTING, message=message, episode_id="", step=0)
             self._sleep()
             self._raise_if_cancelled()
 

@@ -351,12 +351,12 @@ def test_an_actor_that_never_gets_ready_ends_the_run_with_its_words(make):
     assert result.reason is Reason.TIMEOUT and "activate it first" in result.message
 
 
-def test_what_is_missing_is_named_with_the_time_left_and_then_ends_the_run(make):
+def test_what_is_missing_is_named_with_the_deadline_and_then_ends_the_run(make):
     robot = make(absent="action policy/act (is the policy node running and active?)")
     result = run(robot, Mode.PRACTICE)
     assert result.reason is Reason.TIMEOUT and "policy/act" in result.message
     waiting = [progress.message for progress in robot.told if progress.phase is Phase.RESETTING]
-    assert "policy/act" in waiting[0] and "s left" in waiting[0]
+    assert "policy/act" in waiting[0] and "at most 0.6 s" in waiting[0]
 
 
 @pytest.mark.parametrize(
