@@ -49,6 +49,7 @@ STARTED = {
     "efm_sim",
     "launch",
     "launch_ros",
+    "rviz2",
 }
 
 

@@ -1,6 +1,7 @@
 """Builds the package; what it is called, its version and its licence are said once, in package.xml.
 
-`launch/` and `config/` stand at the root of the workspace, where people look for them; they are installed from there.
+`launch/` and `config/` stand at the root of the workspace, where people look for them, and are installed from
+there.
 """
 
 from pathlib import Path
@@ -40,5 +41,11 @@ setup(
     ],
     zip_safe=False,
     extras_require={"test": ["pytest"]},
-    entry_points={"console_scripts": ["efm = efm_bringup.efm:main"]},
+    entry_points={
+        "console_scripts": [
+            "efm = efm_bringup.efm:main",
+            "view_node = efm_bringup.view_node:main",
+            "annotate_node = efm_bringup.annotate_node:main",
+        ]
+    },
 )
