@@ -10,14 +10,15 @@ from efm_core.bundle import load_bundle
 from efm_core.episode import Mode, list_episodes, read_episode, read_summary
 
 TINY = Recipe(
-    demonstrations=16,
+    demonstrations=24,
     training={
-        "backbone": {"name": "state", "hidden": [32], "shared_trunk": False},
-        "steps": 60,
-        "validate_every": 30,
+        "backbone": {"name": "state", "hidden": [64, 64], "shared_trunk": False},
+        "steps": 250,
+        "validate_every": 125,
         "labelling.rest_steps": 5,
         "validation_share": 0.25,
-        "mixture.batch_size": 64,
+        "mixture.batch_size": 256,
+        "learning_rate": 3e-3,
     },
     learning={"iterations": 2, "updates": 4, "batch": 32},
     evaluation=4,
@@ -30,7 +31,7 @@ def run(tmp_path_factory):
     """A finished demo with tiny numbers: what is learned does not matter here, that everything meets does."""
     isolate()
     folder = tmp_path_factory.mktemp("demo") / "run"
-    Demo(folder, "pointmass", robots=2, seconds=300.0, seed=1, recipe=TINY).run()
+    Demo(folder, "pointmass", robots=2, seconds=3600.0, seed=1, recipe=TINY).run()
     return folder
 
 
@@ -79,6 +80,6 @@ def test_both_robots_practised_and_no_training_episode_holds_ground_truth(run):
 
 @pytest.mark.timeout(600)
 def test_a_finished_demo_is_kept_when_another_begins(run):
-    again = Demo(run, "pointmass", robots=2, seconds=300.0, seed=1, recipe=TINY)
+    again = Demo(run, "pointmass", robots=2, seconds=3600.0, seed=1, recipe=TINY)
     assert list(run.parent.glob("run-*/report.json"))
     assert not (again.out / "report.json").exists()
