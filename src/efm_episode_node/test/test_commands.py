@@ -1,0 +1,142 @@
+"""`efm collect` and `efm evaluate` against real nodes."""
+
+import csv
+import json
+import threading
+
+import pytest
+
+from efm_core.errors import BadRequest, WaitTimeout
+from efm_core.summary import EndReason, Mode, Summary
+from efm_episode_node import collect_command, evaluate_command
+from efm_episode_node.evaluate_command import TruthBook, evaluate
+from efm_episode_node.fleet_client import FleetClient, Listener, Wish
+from efm_msgs.msg import GroundTruth
+from efm_ros.conversion import ns_to_stamp
+
+
+@pytest.fixture
+def in_background(stack):
+    """Runs a function in a thread while this thread keeps looking at the stack."""
+
+    def run(function, what, timeout_s=90):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+        thread.start()
+        stack.until(lambda: not thread.is_alive(), what, timeout_s)
+        return results[0]
+
+    return run
+
+
+def test_collect_runs_the_episodes_of_all_robots_and_shows_the_progress(stack, in_background, capsys):
+    stack.start_sim(robots=["robot_1", "robot_2"])
+    stack.start_episodes()
+    other = str(stack.folder / "other")
+    stack.start_episodes("episodes_2", namespace="/robot_2", spool=other)
+    command = ["--episodes", "5", "--robots", "robot_1,robot_2", "--seed", "4"]
+    assert in_background(lambda: collect_command.main(command), "the collection") == 0
+    output = capsys.readouterr().out
+    assert "5 episodes of robot_1, robot_2" in output and "5/5" in output
+    assert len(stack.episodes()) == 3
+
+
+def test_evaluate_writes_what_the_detector_said_beside_the_truth(stack, in_background, capsys):
+    stack.start_sim()
+    stack.start_models()
+    stack.start_episodes()
+    out = stack.folder / "evaluation"
+    command = ["--episodes", "6", "--robots", "robot_1", "--seed", "50", "--out", str(out)]
+    assert in_background(lambda: evaluate_command.main(command), "the evaluation") == 0
+    with (out / "evaluation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(evaluate_command.COLUMNS)
+    assert [int(row["seed"]) for row in rows] == list(range(50, 56))
+    assert {row["instruction"] for row in rows} == {"reach the goal"}
+    report = json.loads((out / "evaluation.json").read_text())
+    assert (report["episodes"], report["true_success"], report["detected_success"]) == (6, 1.0, 1.0)
+    assert (report["false_success"], report["missed_success"]) == (0.0, 0.0)
+    assert report["interval"][0] == pytest.approx(0.61, abs=0.01) and report["interval"][1] == 1.0
+    assert (report["policy_bundle_ids"], report["reward_bundle_ids"]) == (["policy0"], ["reward0"])
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_evaluate_tells_a_detector_that_lies(stack, in_background):
+    stack.start_sim()
+    stack.start_models(instant=True)
+    stack.start_episodes()
+    wish = Wish(mode=int(Mode.EVALUATE), episodes=4, seed=50, actor="policy")
+    report = in_background(lambda: evaluate(["robot_1"], wish, None, quiet=True), "the evaluation")
+    assert (report["true_success"], report["detected_success"], report["false_success"]) == (0.0, 1.0, 1.0)
+
+
+def test_the_same_seeds_give_the_same_evaluation(stack, in_background):
+    stack.start_sim()
+    stack.start_models()
+    stack.start_episodes()
+    wish = Wish(mode=int(Mode.EVALUATE), episodes=3, seed=50, actor="policy")
+    reports = [
+        in_background(lambda: evaluate(["robot_1"], wish, None, quiet=True), "the evaluation")
+        for _ in range(2)
+    ]
+    first, second = ([(row["seed"], row["steps"]) for row in report["rows"]] for report in reports)
+    assert first == second
+
+
+def test_a_run_goes_on_where_it_was_after_the_episode_node_was_killed(stack, in_background):
+    stack.start_sim()
+    stack.start_models(slow_s=0.1)
+    stack.start_episodes()
+    heard, words = [], []
+    wish = Wish(mode=int(Mode.PRACTICE), episodes=4, seed=50, actor="policy")
+
+    def run():
+        with FleetClient("fleet_test") as fleet:
+            return fleet.run(
+                ["robot_1"], wish, Listener(lambda robot, one: heard.append(one), lambda *w: words.append(w))
+            )
+
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run()), daemon=True)
+    thread.start()
+    stack.until(lambda: heard, "the first episode")
+    stack.until_acting(1)
+    stack.kill("episodes")
+    stack.start_episodes()
+    stack.until(lambda: not thread.is_alive(), "the end of the run", 100)
+    assert results == [[]], results
+    assert [summary.seed for summary in heard] == [50, 51, 52, 53]
+    assert any("started anew" in text or "silent" in text for _, text in words)
+
+
+def test_a_robot_that_is_not_there_is_named(stack):
+    with FleetClient("fleet_test") as fleet, pytest.raises(WaitTimeout, match="episodes/run of robot_7"):
+        fleet.robots(["robot_7"], deadline_s=1.0)
+
+
+def test_the_truth_counts_at_any_observation_until_the_end():
+    book = TruthBook()
+    for stamp_ns, success in ((10, True), (20, False), (30, True), (40, False), (50, True)):
+        message = GroundTruth(success=success)
+        message.header.stamp = ns_to_stamp(stamp_ns)
+        book.add(message)
+
+    def verdict(start_ns, stamp_ns):
+        return book.verdict(Summary("e", start_ns, stamp_ns, end_reason=EndReason.MAX_STEPS))
+
+    assert verdict(20, 40) is True
+    assert verdict(40, 40) is False
+    assert verdict(10, 20) is True
+
+
+def test_nothing_said_about_the_end_of_an_episode_is_no_verdict(monkeypatch):
+    monkeypatch.setattr(evaluate_command, "TRUTH_WAIT_S", 0.05)
+    assert TruthBook().verdict(Summary("e", 10, 20)) is None
+
+
+@pytest.mark.parametrize(
+    "wish", [Wish(mode=int(Mode.PRACTICE), episodes=1, seed=1), Wish(mode=3, episodes=1)]
+)
+def test_an_evaluation_needs_its_mode_and_a_seed(wish):
+    with pytest.raises(BadRequest, match="expected mode EVALUATE and a seed"):
+        evaluate([], wish, None)
