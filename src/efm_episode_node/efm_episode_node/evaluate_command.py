@@ -257,8 +257,14 @@ def show(report: dict[str, Any], out: Path | None) -> None:
     console.print(table)
     console.print(
         f"mean steps {report['mean_steps']:.1f}, policy {report['policy_bundle_ids'] or 'unknown'}, "
-        f"temperature {report['temperature']:g}" + (f"; written to {out}" if out is not None else "")
+        f"{_sampling(report['temperature'])}" + (f"; written to {out}" if out is not None else "")
     )
+
+
+def _sampling(temperature: float) -> str:
+    if temperature < 0:
+        return "greedy"
+    return f"temperature {temperature:g}" if temperature else "temperature as the node has it"
 
 
 def _take(intake: Intake, ended: threading.Event) -> None:
