@@ -20,6 +20,7 @@ from rclpy.clock_type import ClockType
 
 from efm_core.bundle import load_bundle
 from efm_core.errors import EfmError, SpoolFull
+from efm_learner.export import OnnxExporter
 from efm_learner.guard import GuardSettings
 from efm_learner.practice import Cancelled, PracticeSettings
 from efm_learner.practice_run import PracticeRun, RunSettings, Step
@@ -147,6 +148,7 @@ class LearnerNode(EfmLifecycleNode):
         """Makes the node; `acquire` opens the run."""
         super().__init__("learner")
         self._run: PracticeRun | None = None
+        self._exporter = OnnxExporter("policy")  # Kept over every opening of the run: tracing takes seconds.
         self._opened: list[Callable[[], object]] = []  # What gives each opened thing back, oldest first.
         self._thread: threading.Thread | None = None
         self._stopping, self._wake = threading.Event(), threading.Event()
@@ -248,6 +250,7 @@ class LearnerNode(EfmLifecycleNode):
             load_bundle(chosen.verifier) if chosen.verifier else None,
             chosen.run_settings(),
             device,
+            self._exporter,
         )
 
     def _practise(self) -> None:

@@ -324,8 +324,8 @@ class PracticeTrainer:
             loss = loss + settings.kl_anchor * _kl(table, before).mean()
         if not torch.isfinite(loss):
             raise BadRequest(
-                f"practice: the loss of update {self.updates + 1} is {float(loss.detach())}; lower the learning "
-                "rate, and go on from an earlier bundle in a new run"
+                f"practice: the loss of update {self.updates + 1} is {float(loss.detach())}; lower the "
+                "learning rate, and go on from an earlier bundle in a new run"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -109,6 +109,7 @@ class PracticeRun:
         verifier: Second reward model, trained apart; None: the guard trusts the detector.
         settings: Fixed for the whole run, as the bundles are, apart from `iterations` and `episodes`.
         device: That torch learns on.
+        exporter: One of an earlier run of this network, which need not be traced again; None: a new one.
 
     Attributes:
         folder: Of the run.
@@ -131,6 +132,7 @@ class PracticeRun:
         verifier: Bundle | None = None,
         settings: RunSettings | None = None,
         device: str = "cpu",
+        exporter: OnnxExporter | None = None,
     ) -> None:
         self.settings = settings or RunSettings()
         self.embodiment: Embodiment = policy.embodiment
@@ -144,7 +146,7 @@ class PracticeRun:
         self._blind = verifier is None and self.settings.guard.enabled
         self.trainer = PracticeTrainer(load_network(policy).to(device), self.settings.practice)
         self.guard = Guard(self.settings.guard, self.judge.hold)
-        self._exporter = OnnxExporter("policy")
+        self.exporter = exporter or OnnxExporter("policy")
         self.folder = RunFolder(folder)
         try:
             names = {"policy": policy.id, "reward": reward.id, "verifier": verifier.id if verifier else None}
@@ -240,7 +242,7 @@ class PracticeRun:
 
     def prepare(self) -> None:
         """Traces the network, which takes seconds, so that the first export does not have to."""
-        self._exporter.export(self.trainer.network)
+        self.exporter.export(self.trainer.network)
 
     def advance(self, cancelled: Callable[[], bool] = lambda: False) -> Step:
         """Takes one iteration: updates, verdict of the guard, export, checkpoint. Call when `ready`.
@@ -334,7 +336,7 @@ class PracticeRun:
             self.folder.bundles,
             "policy",
             parity_batch=self.trainer.sample,
-            exporter=self._exporter,
+            exporter=self.exporter,
             parent_id=self.bundle.id,
             version=self.version,
             training={"stage": "practice", **asdict(self.settings), "reward": self.reward.id},

@@ -1,26 +1,31 @@
 """A robot for tests that practises without ROS: a point is pushed around, and real episode folders come out.
 
-The policy is a bundle, run by ONNX Runtime as on a robot; the embodiment is `pointmass`.
+The policy is a bundle, run by ONNX Runtime as on a robot; the embodiment is `pointmass`. Further down is what
+the tests of practice runs share.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from efm_core.action_tokens import ActionTokenizer
-from efm_core.bundle import Bundle
+from efm_core.bundle import Bundle, load_bundle
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.episode import Actor, EndReason, EpisodeWriter, Mode, Outcome, Summary
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.policy import sample_actions
 from efm_core.schemas import make_header, message_class, serialize
+from efm_learner.practice import PracticeSettings
+from efm_learner.practice_run import PracticeRun, RunSettings
 from efm_learner.random_bundle import write_random_bundle
 
 PERIOD_NS = 100_000_000
@@ -71,7 +76,7 @@ def play(policy: Bundle, steps: int, seed: int, temperature: float = 1.0) -> dic
     }
 
 
-def record(
+def record_episode(
     directory: Path,
     policy: Bundle,
     number: int,
@@ -151,6 +156,50 @@ def _write(writer: EpisodeWriter, topic: str, kind: str, stamp: int, **fields: A
 
 @functools.lru_cache(maxsize=32)
 def _model(path: Path) -> OnnxModel:
-    from efm_core.bundle import load_bundle
-
     return OnnxModel(load_bundle(path))
+
+
+PRACTICE = PracticeSettings(updates=2, batch=12, learning_rate=1e-2, max_staleness=1000)
+TWO_EPISODES = RunSettings(PRACTICE)  # 24 decisions, 12 an episode.
+
+
+def record(run: PracticeRun, number: int, policy: Bundle | None = None, **changes: Any) -> Path:
+    """Practises an episode for a run, by default with its newest policy."""
+    return record_episode(run.folder.episodes, policy or run.bundle, number, **changes)
+
+
+def take(run: PracticeRun, numbers: Sequence[int], **changes: Any) -> None:
+    """Practises episodes and lets the run take them in."""
+    for number in numbers:
+        run.ingest(record(run, number, **changes))
+
+
+def state_of(run: PracticeRun) -> dict[str, Any]:
+    """All that must not depend on how often the process died.
+
+    Ids of bundles are left out: they hold the revision of the source tree, which may change meanwhile.
+    """
+    files = {v: run.folder.bundle(name).manifest.files for v, name in run._versions.items()}
+    return {
+        "weights": {name: value.clone() for name, value in run.trainer.network.state_dict().items()},
+        "moments": [state["exp_avg"].clone() for state in run.trainer.optimizer.state.values()],
+        "journal": [(entry["episode"], entry["reason"]) for entry in run._journal.entries],
+        "metrics": [(m["iteration"], m["loss"], m["version"]) for m in run._metrics.entries],
+        "versions": {version: table["model.onnx"]["sha256"] for version, table in files.items()},
+        "buffered": [taken.rollout.episode_id for taken in run._buffer],
+        "guard": run.guard.state(),
+        "counts": (run.version, run.episodes_taken, run.steps_taken, run.episodes_refused),
+    }
+
+
+def assert_same(mine: dict[str, Any], other: dict[str, Any]) -> None:
+    for name in mine["weights"]:
+        assert torch.equal(mine["weights"][name], other["weights"][name]), name
+    assert len(mine["moments"]) == len(other["moments"])
+    assert all(torch.equal(*pair) for pair in zip(mine["moments"], other["moments"], strict=True))
+    for name in mine.keys() - {"weights", "moments"}:
+        assert mine[name] == other[name], name
+
+
+def journal(run: PracticeRun) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder.path / "journal.jsonl").read_text().splitlines()]

@@ -16,11 +16,6 @@ from efm_learner.labelling import BATCH, Judge, observations_of
 from efm_learner.random_bundle import write_random_bundle
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    return practised.bundles(tmp_path_factory.mktemp("bundles"))
-
-
 def test_each_row_of_an_episode_is_the_observation_that_the_assembler_had_handed_out(tmp_path):
     robot = dots.embodiment(frames=3)
     arrays = dots.episode(0)
@@ -40,7 +35,7 @@ def test_each_row_of_an_episode_is_the_observation_that_the_assembler_had_handed
 
 
 def test_d_is_that_of_the_bundle_one_observation_at_a_time_however_long_the_episode(tmp_path, bundles):
-    episode = read_episode(practised.record(tmp_path, bundles["policy"], 1, steps=BATCH + 5))
+    episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], 1, steps=BATCH + 5))
     d = Judge(bundles["reward"]).steps_to_go(episode)
     model, bins = OnnxModel(bundles["reward"]), StepsToGoBins(70, 2)
     assert d.shape == (BATCH + 6,)
@@ -51,7 +46,7 @@ def test_d_is_that_of_the_bundle_one_observation_at_a_time_however_long_the_epis
 
 
 def test_a_verifier_agrees_by_the_mean_of_the_observations_that_the_detector_needs(tmp_path, bundles):
-    episode = read_episode(practised.record(tmp_path, bundles["policy"], 2))
+    episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], 2))
     d = Judge(bundles["verifier"]).steps_to_go(episode)
     judge = Judge(bundles["verifier"])
     assert judge.hold == 2

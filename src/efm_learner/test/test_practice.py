@@ -1,4 +1,4 @@
-"""REINFORCE on the fall of steps-to-go: the sign of the gradient, the switches, and a toy that gets better."""
+"""REINFORCE on the fall of steps-to-go: the sign of the gradient, the switches, a toy that gets better."""
 
 from __future__ import annotations
 

@@ -29,11 +29,6 @@ ROBOT = practised.pointmass()
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    return practised.bundles(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(scope="module")
 def network(bundles):
     return load_network(bundles["policy"])
 
@@ -56,7 +51,7 @@ def test_log_probabilities_of_the_onnx_policy_equal_the_learner_s_on_recorded_ep
     tmp_path, bundles, network, judge
 ):
     for number in range(5):
-        episode = read_episode(practised.record(tmp_path, bundles["policy"], number, steps=30))
+        episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], number, steps=30))
         rollout = rollout_of(episode, network, judge, 0)
         np.testing.assert_allclose(learner_log_probs(network, rollout), rollout.log_probs, atol=1e-4)
         assert rollout.tokens.shape == (30, 1, 2)
@@ -91,7 +86,7 @@ def test_live_labels_of_the_run_s_reward_are_taken_and_all_others_judged_anew(
             "with a gap": ((bundles["reward"].id, live), None),
         }.values()
     ):
-        folder = practised.record(tmp_path, bundles["policy"], number, labels=labels)
+        folder = practised.record_episode(tmp_path, bundles["policy"], number, labels=labels)
         episode = read_episode(folder)
         if number == 3:
             episode.steps_to_go[4] = np.nan
@@ -100,7 +95,7 @@ def test_live_labels_of_the_run_s_reward_are_taken_and_all_others_judged_anew(
 
 
 def test_steps_of_a_person_carry_no_tokens_but_stay_in_the_returns(tmp_path, bundles, network, judge):
-    episode = read_episode(practised.record(tmp_path, bundles["policy"], 1, human=(0, 5, 6)))
+    episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], 1, human=(0, 5, 6)))
     rollout = rollout_of(episode, network, judge, 0)
     assert len(rollout) == 12
     assert rollout.learnable == 9
@@ -110,13 +105,13 @@ def test_steps_of_a_person_carry_no_tokens_but_stay_in_the_returns(tmp_path, bun
 
 
 def test_an_episode_that_a_person_decided_alone_is_refused(tmp_path, bundles, network, judge):
-    episode = read_episode(practised.record(tmp_path, bundles["policy"], 1, human=range(12)))
+    episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], 1, human=range(12)))
     with pytest.raises(EpisodeInvalid, match="the policy decided no step"):
         rollout_of(episode, network, judge, 0)
 
 
 def test_greedy_episodes_are_refused_since_they_try_nothing(tmp_path, bundles, network, judge):
-    episode = read_episode(practised.record(tmp_path, bundles["policy"], 1, temperature=0.0))
+    episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], 1, temperature=0.0))
     with pytest.raises(EpisodeInvalid, match="acted greedily"):
         rollout_of(episode, network, judge, 0)
 
@@ -134,7 +129,7 @@ def test_greedy_episodes_are_refused_since_they_try_nothing(tmp_path, bundles, n
     ],
 )
 def test_what_must_not_be_learned_from_is_refused_with_the_reason(tmp_path, bundles, changes, words):
-    episode = read_episode(practised.record(tmp_path, bundles["policy"], 1, **changes))
+    episode = read_episode(practised.record_episode(tmp_path, bundles["policy"], 1, **changes))
     with pytest.raises(EpisodeInvalid, match=words):
         check_practised(episode, ROBOT, bundles["reward"].id)
 
@@ -142,12 +137,11 @@ def test_what_must_not_be_learned_from_is_refused_with_the_reason(tmp_path, bund
 def test_ordinary_ends_are_fine(tmp_path, bundles):
     ends = (EndReason.MAX_STEPS, EndReason.PERSON, EndReason.SAFETY, EndReason.ACTOR_DONE)
     for number, end in enumerate(ends):
-        folder = practised.record(tmp_path, bundles["policy"], number, end_reason=end)
+        folder = practised.record_episode(tmp_path, bundles["policy"], number, end_reason=end)
         check_practised(read_episode(folder), ROBOT, bundles["reward"].id)
     own = {"detected": True, "reward_bundle_id": bundles["reward"].id}
-    check_practised(
-        read_episode(practised.record(tmp_path, bundles["policy"], 9, **own)), ROBOT, bundles["reward"].id
-    )
+    folder = practised.record_episode(tmp_path, bundles["policy"], 9, **own)
+    check_practised(read_episode(folder), ROBOT, bundles["reward"].id)
 
 
 def test_another_robot_s_episode_is_refused_and_told_what_differs(tmp_path, bundles):
@@ -161,8 +155,8 @@ def test_another_robot_s_episode_is_refused_and_told_what_differs(tmp_path, bund
 
 def test_ground_truth_in_a_bag_changes_nothing_of_what_is_read(tmp_path, bundles, network, judge):
     """The same episode with and without a truth, even one of broken bytes: nobody opens it."""
-    plain = practised.record(tmp_path / "plain", bundles["policy"], 1)
-    told = practised.record(tmp_path / "told", bundles["policy"], 1, truth=b"no message at all")
+    plain = practised.record_episode(tmp_path / "plain", bundles["policy"], 1)
+    told = practised.record_episode(tmp_path / "told", bundles["policy"], 1, truth=b"no message at all")
     first, second = (rollout_of(read_episode(path), network, judge, 0) for path in (plain, told))
     for name in first.inputs:
         np.testing.assert_array_equal(first.inputs[name], second.inputs[name])
@@ -267,8 +261,8 @@ def _write_dots_observation(writer, row, x, image=None):
 def _write_step(writer, row, bundle_id, episode_id, tokens, log_prob, index=0):
     stamp = (row + 1) * dots.PERIOD_NS
     message = message_class("efm_msgs/msg/PolicyStep")(
-        header=make_header(stamp - index * dots.PERIOD_NS), episode_id=episode_id, bundle_id=bundle_id, step=row,
-        chunk_index=index, actor=int(Actor.POLICY), gate=0, tokens=np.asarray(tokens, np.uint16),
+        header=make_header(stamp - index * dots.PERIOD_NS), episode_id=episode_id, bundle_id=bundle_id,
+        step=row, chunk_index=index, actor=int(Actor.POLICY), gate=0, tokens=np.asarray(tokens, np.uint16),
         log_prob=float(log_prob), temperature=1.0, action=np.zeros(2), command=np.zeros(2), latency=math.nan,
     )  # fmt: skip
     writer.write("policy_step", "efm_msgs/msg/PolicyStep", stamp, serialize(message))
