@@ -66,6 +66,35 @@ class BatchInference:
                 job.loop.decided(job, outcome)
 
 
+class Checks:
+    """Calls every loop's `check`, in a thread that neither inference nor the executor can hold up."""
+
+    def __init__(
+        self, loops: Sequence[RobotLoop], period_s: float, fail: Callable[[BaseException], None]
+    ) -> None:
+        """Makes a thread that rests; `fail` is told of an exception in it."""
+        self._loops, self._period_s, self._fail = loops, period_s, fail
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def open(self) -> None:
+        """Starts."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.wait(self._period_s):
+                for loop in self._loops:
+                    loop.check()
+        except Exception as error:  # noqa: BLE001  As in Pilot: the node ends, and holds the robots still.
+            self._fail(error)
+
+
 class Pilot:
     """Runs the loops of all robots. `open` starts its threads, `close` ends them."""
 

@@ -2,7 +2,7 @@
 
 It wires parameters, topics, actions and threads to plain objects: `RobotLoop` decides what happens to one
 robot, `BatchInference` infers for all, `ModelSwap` brings new models. Control runs in the pilot's thread; the
-executor has the rest: actions, people's topics, the watchdog's check, the model's status.
+executor has the rest: actions, people's topics, the model's status; a third thread has the watchdogs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from efm_msgs.msg import ModelInfo, ModelStatus
 from efm_policy_node.act_server import ActServer
 from efm_policy_node.commanders import Rivals
 from efm_policy_node.diagnosis import diagnose_robot
-from efm_policy_node.inference import BatchInference, Pilot
+from efm_policy_node.inference import BatchInference, Checks, Pilot
 from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, Job, LoopSettings
 from efm_policy_node.model_swap import ModelSwap, Offer, Report, State
 from efm_policy_node.onnx_policy import OnnxPolicy, load_policy
@@ -68,6 +68,7 @@ class PolicyNode(EfmLifecycleNode):
         self._robots: list[_Robot] = []
         self._intake: Intake | None = None
         self._pilot: Pilot | None = None
+        self._checks: Checks | None = None
         self._models: ModelSwap | None = None
         self._fetcher: BundleFetcher | None = None
         self._inference = BatchInference(self._unusable)
@@ -116,8 +117,9 @@ class PolicyNode(EfmLifecycleNode):
             apart=settings.infer_ahead > 0,
         )
         self._pilot.open()
+        self._checks = Checks([robot.io.loop for robot in self._robots], check_s, self.fail)
+        self._checks.open()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._own(self.destroy_timer, self.create_timer(check_s, self._check, clock=steady))
         self._own(self.destroy_timer, self.create_timer(1.0, self._look_for_rivals, clock=steady))
         if simulated and not settings.lockstep:
             self._own(self.destroy_timer, self.create_timer(period_s, self._tick))
@@ -150,6 +152,8 @@ class PolicyNode(EfmLifecycleNode):
             self._fetcher.stop()
         if self._models is not None:
             self._models.close()
+        if self._checks is not None:
+            self._checks.close()
         if self._pilot is not None:
             self._pilot.close()
         for destroy, thing in self._owned:
@@ -165,7 +169,7 @@ class PolicyNode(EfmLifecycleNode):
             self._fetcher.destroy()
         self._owned.clear()
         self._robots.clear()
-        self._fetcher = self._models = self._pilot = self._intake = None
+        self._fetcher = self._models = self._checks = self._pilot = self._intake = None
 
     def parameters_changed(self, parameters: PolicyParameters) -> None:
         """Swaps in the bundle that was set."""
@@ -271,10 +275,6 @@ class PolicyNode(EfmLifecycleNode):
                 robot.io.loop.cancel(
                     Reason.BUSY, f"another commander turned up on the command topic: {', '.join(names)}"
                 )
-
-    def _check(self) -> None:
-        for robot in self._robots:
-            robot.io.loop.check()
 
     def _tick(self) -> None:
         for robot in self._robots:

@@ -127,7 +127,14 @@ class OnnxPolicy:
             if len(requests) == 1:
                 return [error]
             return [entry for request in requests for entry in self.decide([request])]
-        return [self._sample(logits[row : row + 1], request) for row, request in enumerate(requests)]
+        rows_at: dict[float, list[int]] = {}
+        for row, request in enumerate(requests):
+            rows_at.setdefault(request.temperature, []).append(row)
+        decisions: dict[int, Decision] = {}
+        for temperature, rows in rows_at.items():
+            rngs = _Generators([requests[row].rng for row in rows])
+            decisions |= zip(rows, self._sample(logits[rows], temperature, rngs), strict=True)
+        return [decisions[row] for row in range(len(requests))]
 
     def _logits(self, requests: Sequence[Request]) -> np.ndarray:
         """Returns float32 [B, C, D, bins]; the model may use the memory again at the next call."""
@@ -136,14 +143,25 @@ class OnnxPolicy:
             raise BundleUnusable(f"bundle {self.id}: expected the output action_logits, found none")
         return output.action_logits
 
-    def _sample(self, logits: np.ndarray, request: Request) -> Decision:
-        tokens, log_prob = sample_actions(logits, request.temperature, request.rng)
-        return Decision(
-            tokens=tokens[0],
-            log_prob=log_prob[0],
-            actions=self._tokenizer.decode(tokens[0]),
-            temperature=request.temperature,
-        )
+    def _sample(self, logits: np.ndarray, temperature: float, rngs: _Generators) -> list[Decision]:
+        """Draws for robots that share a temperature."""
+        tokens, log_probs = sample_actions(logits, temperature, rngs)  # type: ignore[arg-type]
+        actions = self._tokenizer.decode(tokens)
+        return [
+            Decision(tokens=each, log_prob=log_prob, actions=action, temperature=temperature)
+            for each, log_prob, action in zip(tokens, log_probs, actions, strict=True)
+        ]
+
+
+class _Generators:
+    """The generators of several robots as one: row i of what is drawn comes from generator i."""
+
+    def __init__(self, rngs: Sequence[np.random.Generator]) -> None:
+        self._rngs = rngs
+
+    def gumbel(self, size: tuple[int, ...]) -> np.ndarray:
+        """Returns noise [len(rngs), ...]."""
+        return np.concatenate([rng.gumbel(size=(1, *size[1:])) for rng in self._rngs])
 
 
 def load_policy(

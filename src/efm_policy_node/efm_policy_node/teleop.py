@@ -24,7 +24,7 @@ from efm_msgs.action import Act
 from efm_policy_node.act_server import ActServer
 from efm_policy_node.commanders import Rivals
 from efm_policy_node.diagnosis import diagnose_robot
-from efm_policy_node.inference import BatchInference, Pilot
+from efm_policy_node.inference import BatchInference, Checks, Pilot
 from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, LoopSettings
 from efm_policy_node.robot_io import RobotIo
 from efm_policy_node.steering import Pad, Steering, Switches
@@ -101,6 +101,7 @@ class TeleopNode(EfmLifecycleNode):
         self._io: RobotIo | None = None
         self._server: ActServer | None = None
         self._pilot: Pilot | None = None
+        self._checks: Checks | None = None
         self._things: list[Any] = []
         self._pad, self._pad_s = Pad(), -np.inf
         self._takeover = self._steers = False
@@ -137,6 +138,8 @@ class TeleopNode(EfmLifecycleNode):
         rate_s = None if settings.lockstep or simulated else period_s
         self._pilot = Pilot(self._intake, [self._io.loop], inference, self.fail, rate_s)
         self._pilot.open()
+        self._checks = Checks([self._io.loop], CHECK_S, self.fail)
+        self._checks.open()
         self._wish = self.create_publisher(message_type(embodiment.action), "teleop/command", COMMANDS)
         self._takeover_topic = self.create_publisher(Bool, "takeover", LATCHED)
         self._estop_topic = self.create_publisher(Bool, "estop", LATCHED)
@@ -145,7 +148,6 @@ class TeleopNode(EfmLifecycleNode):
         self._things = [
             self.create_subscription(Joy, "joy", self._joy, 5),
             self.create_subscription(Bool, "takeover", self._taken_over, LATCHED),
-            self.create_timer(CHECK_S, self._io.loop.check, clock=steady),
             self.create_timer(period_s, self._steer, clock=steady),
             self.create_timer(1.0, self._look_for_rivals, clock=steady),
         ]
@@ -164,6 +166,8 @@ class TeleopNode(EfmLifecycleNode):
 
     def release(self) -> None:
         """Ends the thread and closes what was opened; after a half-done `acquire` too."""
+        if self._checks is not None:
+            self._checks.close()
         if self._pilot is not None:
             self._pilot.close()
         if self._server is not None:
@@ -179,7 +183,7 @@ class TeleopNode(EfmLifecycleNode):
         if self._intake is not None:
             self._intake.close()
         self._things.clear()
-        self._pilot = self._server = self._io = self._intake = None
+        self._checks = self._pilot = self._server = self._io = self._intake = None
 
     def update_diagnostics(self) -> None:
         """Tells how the robot is, and whether the gamepad is there."""

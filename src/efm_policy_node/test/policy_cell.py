@@ -242,11 +242,13 @@ class Cell:
         self.process = Process(self.folder, self.namespace, **(defaults | parameters))
         return self.process
 
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
-        """Spins; a failure shows the node's log, and a node that has died fails at once."""
+    def until(
+        self, condition: Callable[[], object], what: str, timeout_s: float = 30.0, alive: bool = True
+    ) -> None:
+        """Spins; a failure shows the node's log, and a node that should be alive and has died fails at once."""
 
         def holds() -> object:
-            died = self.process is not None and self.process.process.poll() is not None
+            died = alive and self.process is not None and self.process.process.poll() is not None
             result = condition()
             assert result or not died, f"the node died before {what}"
             return result

@@ -25,13 +25,24 @@ sys.exit(main())
 CRASHING_CALLBACK = """
 import sys
 from efm_policy_node.node import PolicyNode
-checks = []
-whole = PolicyNode._check
+def look(self):
+    if self._robots and self._robots[0].io.loop.status().steps > 10:
+        raise ZeroDivisionError("a bug in a callback")
+PolicyNode._look_for_rivals = look
+from efm_policy_node.main import main
+sys.exit(main())
+"""
+
+
+BROKEN_WATCHDOG = """
+import sys
+from efm_policy_node.robot_loop import RobotLoop
+whole = RobotLoop.check
 def check(self):
     whole(self)
-    if self._robots and self._robots[0].io.loop.status().steps > 20:
-        raise ZeroDivisionError("a bug in a callback")
-PolicyNode._check = check
+    if self.status().steps > 20:
+        raise ZeroDivisionError("a bug in the watchdog")
+RobotLoop.check = check
 from efm_policy_node.main import main
 sys.exit(main())
 """
@@ -58,9 +69,9 @@ def test_a_signal_in_the_middle_of_an_act_holds_the_robot_and_exits_with_code_0(
     fly(cell)
     cell.until(lambda: len(cell.robot.commands) > 10 and not cell.robot.is_held(), "the robot to move")
     cell.process.process.send_signal(how)
-    cell.until(lambda: cell.process.process.poll() is not None, "the process to end")
+    cell.until(lambda: cell.process.process.poll() is not None, "the process to end", alive=False)
     assert cell.process.process.returncode == 0, cell.process.log
-    cell.until(cell.robot.is_held, "the last command")
+    cell.until(cell.robot.is_held, "the last command", alive=False)
     count = len(cell.robot.commands)
     cell.spin(0.3)
     assert len(cell.robot.commands) == count and "cadence" in cell.process.log
@@ -72,20 +83,20 @@ def test_a_signal_sent_twice_changes_nothing(cell):
     cell.process.process.send_signal(signal.SIGINT)
     cell.process.process.send_signal(signal.SIGINT)
     assert cell.process.end() == 0
-    cell.until(cell.robot.is_held, "the last command")
+    cell.until(cell.robot.is_held, "the last command", alive=False)
 
 
 @pytest.mark.parametrize(
     ("script", "words"),
-    [(BUG, "a bug"), (CRASHING_CALLBACK, "a bug in a callback")],
-    ids=["pilot", "callback"],
+    [(BUG, "a bug"), (CRASHING_CALLBACK, "a bug in a callback"), (BROKEN_WATCHDOG, "a bug in the watchdog")],
+    ids=["pilot", "callback", "watchdog"],
 )
 def test_an_exception_in_any_thread_holds_the_robot_and_exits_with_code_1(cell, script, words):
     fly(cell, script=script)
-    cell.until(lambda: cell.process.process.poll() is not None, "the process to end")
+    cell.until(lambda: cell.process.process.poll() is not None, "the process to end", alive=False)
     assert cell.process.process.returncode == 1
     assert words in cell.process.log and "Traceback" in cell.process.log
-    cell.until(cell.robot.is_held, "the last command")
+    cell.until(cell.robot.is_held, "the last command", alive=False)
     assert len(cell.robot.commands) > 10
 
 
