@@ -1,0 +1,215 @@
+"""`efm episodes`: looks at recorded episodes, checks them, and moves them to and from LeRobot's format.
+
+    efm episodes list spool/robot_1
+    efm episodes show spool/robot_1/20261122T140102Z-1a2b3c4d
+    efm episodes check spool/robot_1
+    efm episodes plot spool/robot_1/20261122T140102Z-1a2b3c4d --out episode.png
+    efm episodes export spool/robot_1 --to lerobot --out dataset
+    efm episodes import dataset --from lerobot --embodiment table --out spool/robot_1
+
+Needs no ROS: whatever machine holds the files will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from efm_core.episode import check_episode, list_episodes, read_episode, read_summary
+from efm_core.episode_file import is_episode, read_episode_file
+from efm_core.errors import BadRequest, EfmError
+from efm_core.summary import Outcome, Summary
+
+PIPE_WIDTH = 200
+COLOURS = {Outcome.SUCCESS: "green", Outcome.FAILURE: "yellow", Outcome.DISCARDED: "red"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 0 when all went well and, for `check`, all episodes are good."""
+    options = parse(argv)
+    return int(options.run(options) or 0)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="efm episodes", description="Looks at recorded episodes.")
+    verbs = parser.add_subparsers(required=True, metavar="list|show|check|plot|export|import")
+    verb = verbs.add_parser("list", help="one line for every episode in a folder")
+    verb.add_argument("folder", type=Path)
+    verb.set_defaults(run=run_list)
+    verb = verbs.add_parser("show", help="all about one episode")
+    verb.add_argument("episode", type=Path)
+    verb.set_defaults(run=run_show)
+    verb = verbs.add_parser("check", help="reads everything and says what is wrong or odd")
+    verb.add_argument("paths", type=Path, nargs="+", help="episodes, or folders of episodes")
+    verb.set_defaults(run=run_check)
+    verb = verbs.add_parser("plot", help="draws one episode: images, steps-to-go, actions, state")
+    verb.add_argument("episode", type=Path)
+    verb.add_argument("--out", type=Path, help="image file (default: <episode>.png here)")
+    verb.set_defaults(run=run_plot)
+    verb = verbs.add_parser("export", help="writes episodes as a data set of another tool")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--to", choices=("lerobot",), required=True)
+    verb.add_argument("--out", type=Path, required=True, help="folder of the data set; must not exist")
+    verb.add_argument("--failures", action="store_true", help="take failed attempts too")
+    verb.set_defaults(run=run_export)
+    verb = verbs.add_parser("import", help="makes episodes of a data set of another tool")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--from", choices=("lerobot",), required=True, dest="source")
+    verb.add_argument("--embodiment", required=True, help="what recorded it, by name or path")
+    verb.add_argument("--out", type=Path, required=True, help="folder for the episodes")
+    verb.add_argument(
+        "--degrees", action="store_true", help="angles in the data set are degrees, not radians"
+    )
+    verb.set_defaults(run=run_import)
+    return parser.parse_args(argv)
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Prints a table of episodes."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("episode", "robot", "by", "outcome", "end", "steps", "instruction"):
+        table.add_column(column, justify="right" if column == "steps" else "left", no_wrap=True)
+    outcomes: Counter[str] = Counter()
+    steps = 0
+    paths = episodes_in(options.folder)
+    for path in paths:
+        try:
+            summary = read_summary(path)
+        except EfmError as error:
+            table.add_row(path.name, "", "", "[red]unreadable[/red]", "", "", str(error))
+            outcomes["unreadable"] += 1
+            continue
+        outcomes[summary.outcome.name.lower()] += 1
+        steps += summary.steps
+        colour = COLOURS.get(summary.outcome, "white")
+        table.add_row(
+            path.name,
+            summary.robot,
+            f"{summary.mode.name.lower()}/{summary.actor.name.lower()}",
+            f"[{colour}]{summary.outcome.name.lower()}[/{colour}]",
+            summary.end_reason.name.lower(),
+            str(summary.steps),
+            summary.instruction,
+        )
+    # Whole lines for files and pipes, which have no width.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(table)
+    counted = ", ".join(f"{number} {name}" for name, number in sorted(outcomes.items()))
+    console.print(f"{len(paths)} episodes, {steps} steps: {counted or 'nothing'}")
+    return 1 if outcomes["unreadable"] else 0
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Prints all about one episode."""
+    episode = read_episode(options.episode)
+    console = Console()
+    table = Table(title=episode.id, show_header=False)
+    for name, value in described(episode.summary).items():
+        table.add_row(name, value)
+    console.print(table)
+    topics = Table("topic", "type", "messages", title="recorded")
+    for name, topic in sorted(read_episode_file(options.episode).topics.items()):
+        topics.add_row(name, topic.type_name, str(len(topic.messages)))
+    console.print(topics)
+    console.print(f"embodiment {episode.embodiment.name} ({episode.embodiment.digest}), {len(episode)} rows")
+    for note in episode.notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    return 0
+
+
+def described(summary: Summary) -> dict[str, str]:
+    """Returns the fields of a summary as people read them."""
+    began = datetime.datetime.fromtimestamp(summary.start_ns / 1e9, datetime.timezone.utc)
+    judged = np.isfinite(summary.steps_to_go_first)
+    d = f"{summary.steps_to_go_first:.1f} -> {summary.steps_to_go_last:.1f}" if judged else "not judged"
+    return {
+        "instruction": summary.instruction,
+        "robot": summary.robot or "(no namespace)",
+        "mode": summary.mode.name.lower(),
+        "actor": summary.actor.name.lower(),
+        "outcome": summary.outcome.name.lower(),
+        "end": summary.end_reason.name.lower(),
+        "steps": str(summary.steps),
+        "began (robot clock)": f"{began:%Y-%m-%d %H:%M:%S.%f}",
+        "seconds": f"{(summary.stamp_ns - summary.start_ns) / 1e9:.2f}",
+        "seed": str(summary.seed) if summary.seed else "none",
+        "steps-to-go": d,
+        "policy": f"{summary.policy_bundle_id or 'none'}, version {summary.policy_version}",
+        "reward": summary.reward_bundle_id or "none",
+        "message": summary.message or "-",
+    }
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Checks episodes and prints what is wrong with them."""
+    paths = [
+        path for given in options.paths for path in ([given] if is_episode(given) else episodes_in(given))
+    ]
+    bad = 0
+    for path in tqdm(paths, unit="episode", disable=not sys.stderr.isatty()):
+        problems = check_episode(path)
+        bad += bool(problems)
+        for problem in problems:
+            print(f"{path.name}: {problem}")
+    print(f"{len(paths)} episodes checked, {bad} with something to say")
+    return 1 if bad else 0
+
+
+def run_plot(options: argparse.Namespace) -> int:
+    """Draws one episode."""
+    from efm_episode_node.episode_plot import plot_episode
+
+    episode = read_episode(options.episode)
+    out = options.out or Path(f"{episode.id}.png")
+    plot_episode(episode, out)
+    print(f"drawn to {out}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Writes a LeRobot data set."""
+    from efm_episode_node.lerobot_export import export_lerobot
+
+    paths = episodes_in(options.folder)
+    written, left_out = export_lerobot(paths, options.out, options.failures)
+    for reason, number in sorted(left_out.items()):
+        print(f"left out {number}: {reason}")
+    print(f"{written} episodes written to {options.out}")
+    return 0 if written else 1
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Makes episodes of a LeRobot data set."""
+    from efm_core.embodiment import load_embodiment
+    from efm_episode_node.lerobot_import import import_lerobot
+
+    made = import_lerobot(options.folder, load_embodiment(options.embodiment), options.out, options.degrees)
+    print(f"{len(made)} episodes made in {options.out}")
+    return 0
+
+
+def episodes_in(folder: Path) -> list[Path]:
+    """Returns the episodes of a folder.
+
+    Raises:
+        BadRequest: There is no such folder, or no episode in it.
+    """
+    found = list_episodes(folder)
+    if not found:
+        what = "no episode in it" if folder.is_dir() else "no such folder"
+        raise BadRequest(f"{folder}: expected a folder of episodes, found {what}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
