@@ -363,8 +363,10 @@ class _StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.set_wakeup_fd(self._fd_before)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self.received is None:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        # Else the process ends now, and a second signal on the way may not turn that into a failure.
         self._writer.close()  # Ends the thread.
         self._thread.join()
         self._reader.close()
