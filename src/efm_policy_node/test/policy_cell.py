@@ -245,7 +245,7 @@ class Cell:
     def until(
         self, condition: Callable[[], object], what: str, timeout_s: float = 30.0, alive: bool = True
     ) -> None:
-        """Spins; a failure shows the node's log, and a node that should be alive and has died fails at once."""
+        """Spins; a failure shows the log, and so does a node that should be `alive` and is not."""
 
         def holds() -> object:
             died = alive and self.process is not None and self.process.process.poll() is not None
