@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rclpy.clock import Clock
@@ -144,9 +145,13 @@ class LearnerNode(EfmLifecycleNode):
     Parameters = LearnerParameters
     parameters: LearnerParameters
 
-    def __init__(self) -> None:
-        """Makes the node; `acquire` opens the run."""
-        super().__init__("learner")
+    def __init__(self, **options: Any) -> None:
+        """Makes the node; `acquire` opens the run.
+
+        Args:
+            options: Of `EfmLifecycleNode`.
+        """
+        super().__init__("learner", **options)
         self._run: PracticeRun | None = None
         self._exporter = OnnxExporter("policy")  # Kept over every opening of the run: tracing takes seconds.
         self._opened: list[Callable[[], object]] = []  # What gives each opened thing back, oldest first.
@@ -156,8 +161,9 @@ class LearnerNode(EfmLifecycleNode):
         self._lock = threading.Lock()
         self._told = LearnerStatus(phase=LearnerStatus.PHASE_WAITING, mean_return=math.nan, kl=math.nan)
         self._last: Step | None = None
-        self._announced = ""
-        self._full, self._arriving = False, 0
+        self._announced, self._resting = "", False
+        # Episodes on disk that were not taken in yet, and how many decisions one of them has, roughly.
+        self._arriving, self._decisions_each = 0, 1.0
         self._began = self._idle_s = 0.0
         self._idle_since: float | None = None
 
@@ -165,18 +171,20 @@ class LearnerNode(EfmLifecycleNode):
         """Opens the run, so that whatever is wrong with it refuses the start, and the services."""
         torch.set_num_threads(self.parameters.threads)
         self._run = run = self._open()
-        self._announced = ""
+        self._announced, self._arriving = "", len(run.unseen())
+        self._decisions_each = float(run.embodiment.max_steps)
         self._status = self.create_publisher(LearnerStatus, "learner_status", LATCHED)
         self._opened.append(lambda: self.destroy_publisher(self._status))
         self._bundles = bundles = BundleServer(self, run.folder.bundles)
         self._opened.append(lambda: self.destroy_publisher(bundles.publisher))
         self._opened.append(lambda: self.destroy_service(bundles.service))
-        receiver = EpisodeReceiver(self, run.folder.episodes, self._arrive, lambda: not self._full)
+        receiver = EpisodeReceiver(self, run.folder.episodes, self._arrive, self._has_room)
         self._opened.append(lambda: self.destroy_service(receiver.service))
         timer = self.create_timer(
             STATUS_PERIOD_S, self._publish, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         self._opened.append(lambda: self.destroy_timer(timer))
+        self._tell(LearnerStatus.PHASE_WAITING)
         if run.message:
             self.get_logger().warning(run.message)
 
@@ -225,8 +233,18 @@ class LearnerNode(EfmLifecycleNode):
             self._arriving += 1
         self._wake.set()
 
+    def _has_room(self) -> bool:
+        """Whether another episode would not come in vain; a run that is over takes what robots still have."""
+        told = self._told
+        if told.phase == LearnerStatus.PHASE_STOPPED:
+            return True
+        waiting = told.buffered_steps + self._arriving * self._decisions_each
+        return not self._resting and waiting < FULL_ITERATIONS * told.wanted_steps
+
     def _publish(self) -> None:
         with self._lock:
+            stopped = self._told.phase in (LearnerStatus.PHASE_STOPPED, LearnerStatus.PHASE_FAULT)
+            self._told.accepting = not stopped and self._has_room()
             self._told.header.stamp = self.get_clock().now().to_msg()
             self._told.idle_share = self._idle_share()
             self._status.publish(self._told)
@@ -270,10 +288,13 @@ class LearnerNode(EfmLifecycleNode):
     def _go_on(self, run: PracticeRun) -> None:
         """Takes what arrives and learns from it, until the node stops."""
         self._announce(run)
+        self._resting = False
         run.prepare()
         while not self._stopping.is_set():
             self._wake.clear()
-            for path in run.unseen():
+            arrived = run.unseen()
+            self._arriving = len(arrived)
+            for path in arrived:
                 if run.stopped or run.ready or self._stopping.is_set():
                     break
                 self._ingest(run, path)
@@ -322,7 +343,7 @@ class LearnerNode(EfmLifecycleNode):
     def _rest(self, error: SpoolFull) -> None:
         """Waits for space on the disk; the run goes on from its last checkpoint."""
         self.get_logger().error(f"{error}; practice rests and looks again every {RETRY_S:g} s")
-        self._full = True
+        self._resting = True
         self._say(LearnerStatus.PHASE_WAITING, str(error))
         self._close_run()
         self._stopping.wait(RETRY_S)
@@ -335,15 +356,17 @@ class LearnerNode(EfmLifecycleNode):
     # What is told
 
     def _say(self, phase: int, message: str) -> None:
-        """Publishes that the learner cannot go on now; the figures stay as they were."""
+        """Publishes that the learner cannot go on; the figures stay as they were."""
         with self._lock:
-            self._told.phase, self._told.message, self._told.accepting = phase, message, False
+            self._told.phase, self._told.message = phase, message
         self._publish()
 
     def _tell(self, phase: int) -> None:
         """Publishes where the run stands."""
         run = self._run
         assert run is not None
+        if run.episodes_taken:
+            self._decisions_each = run.steps_taken / run.episodes_taken
         told = self._status_of(run)
         told.phase = LearnerStatus.PHASE_STOPPED if run.stopped else phase
         with self._lock:
@@ -351,13 +374,7 @@ class LearnerNode(EfmLifecycleNode):
         self._publish()
 
     def _status_of(self, run: PracticeRun) -> LearnerStatus:
-        mean_steps = run.steps_taken / run.episodes_taken if run.episodes_taken else run.embodiment.max_steps
-        wanted = run.settings.practice.decisions
-        waiting = run.buffered + self._arriving * mean_steps
-        # A run that is over still takes episodes, so that they need not stay on the robots.
-        self._full = not run.stopped and waiting >= FULL_ITERATIONS * wanted
         told = LearnerStatus(
-            accepting=not self._full and not run.stopped,
             iteration=run.trainer.iteration,
             updates=run.trainer.updates,
             bundle_id=run.bundle.id,
@@ -367,7 +384,7 @@ class LearnerNode(EfmLifecycleNode):
             steps=run.steps_taken,
             refused=run.episodes_refused,
             buffered_steps=run.buffered,
-            wanted_steps=wanted,
+            wanted_steps=run.settings.practice.decisions,
             mean_return=math.nan,
             kl=math.nan,
             guard=run.alarm,
