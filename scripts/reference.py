@@ -150,17 +150,6 @@ def _comment(member: Any) -> str:
 # Parameters -----------------------------------------------------------------------------------------------
 
 
-def node_classes() -> list[type]:
-    """Returns the classes of all nodes, found by what they inherit from."""
-    found = []
-    for path in sorted(ROOT.glob("src/*/efm_*/**/*.py")):
-        for name in re.findall(r"^class (\w+)\(EfmLifecycleNode\):", path.read_text(), re.M):
-            package = path.relative_to(ROOT / "src").parts[1:]
-            module = importlib.import_module(".".join((*package[:-1], path.stem)))
-            found.append(getattr(module, name))
-    return found
-
-
 def parameters_page() -> str:
     """Returns the page of the parameters of all nodes."""
     parts = [
@@ -169,15 +158,17 @@ def parameters_page() -> str:
         "unknown name and a value out of range end the start with the nearest name. *Settable* parameters "
         "can be set while the node runs. Another value in the file in `config/` stands in brackets.\n",
     ]
-    for cls in node_classes():
+    for cls in reference_graph.node_classes():
         parameters = cls.Parameters  # type: ignore[attr-defined]
-        spec, tuned = spec_of(cls), {}
+        spec = spec_of(cls)
         about = f"Package `{cls.__module__.partition('.')[0]}`"
         if spec:
             about = f"Node `{spec.name}`, started by `ros2 run {spec.package} {spec.executable}`"
-        if spec and (ROOT / "config" / spec.config).is_file():
-            about += f", tuned in `config/{spec.config}`"
-            tuned = yaml.safe_load((ROOT / "config" / spec.config).read_text())["/**"]["ros__parameters"]
+        name = spec.config if spec else f"{cls.__name__.removesuffix('Node').lower()}.yaml"
+        tuned = {}
+        if (ROOT / "config" / name).is_file():
+            about += f", tuned in `config/{name}`"
+            tuned = yaml.safe_load((ROOT / "config" / name).read_text())["/**"]["ros__parameters"]
         hints = typing.get_type_hints(parameters)
         rows = [
             _parameter_row(field, hints[field.name], tuned.get(field.name))

@@ -26,12 +26,12 @@ from rclpy.parameter import Parameter
 from efm_bringup.stacks import STACKS, nodes_of
 from efm_core.embodiment import load_embodiment
 from efm_learner.random_bundle import write_random_bundle
-from efm_ros import qos
 from efm_ros.lifecycle import EfmLifecycleNode
 
+ROOT = Path(__file__).resolve().parent.parent
 ROBOT = "robot_1"
 OF_ROS = re.compile(
-    r"/(rosout|parameter_events)$|/_action/|/(describe|get|list|set)_parameter|/get_parameter_types$"
+    r"/(rosout|parameter_events|tf|tf_static)$|/_action/|/(describe|get|list|set)_parameter|/get_parameter_types$"
     r"|/set_parameters_atomically$|/get_type_description$|/transition_event$"
     r"|/(change_state|get_state|get_available_states|get_available_transitions|get_transition_graph)$"
 )
@@ -39,6 +39,10 @@ OF_ROS = re.compile(
 MEANINGS = {
     "/clock": "Simulated time.",
     "/diagnostics": "State of every node at 1 Hz.",
+    "/view/markers": "What RViz shows of the fleet.",
+    "/annotate/fleet": "The annotated images of all robots side by side, while somebody looks.",
+    "<robot>/annotated": "Camera image with instruction, steps to go and who acts, while somebody looks.",
+    "<robot>/joy": "A gamepad.",
     "<robot>/<camera>": "Images of a camera; the type and `/compressed` as the embodiment says.",
     "<robot>/<camera info>": "Size of the images, beside each camera.",
     "<robot>/<state>": "Joint states or an array, as the embodiment says.",
@@ -78,17 +82,16 @@ def topics_page(
         if name in MEANINGS:
             return MEANINGS[name]
         if package != "efm_msgs":
-            raise SystemExit(f"{name} ({kind}): add a sentence to MEANINGS in scripts/reference_graph.py")
+            unknown.append(f"{name} ({kind})")
+            return ""
         return purpose(folder, interface).partition(". ")[0].rstrip(".") + "."
 
-    kinds = collect()
+    kinds, unknown = collect(), []
     parts = [
         "# Topics, services and actions of the nodes\n",
         "`<robot>` is the robot's namespace; all names are relative, so that a namespace makes a fleet. "
         "`<camera>`, `<state>` and `<command>` are named by the embodiment. Every node also has the services "
-        "of a lifecycle node and its parameters.\n",
-        "QoS: *images* is best effort, depth 5; *commands* reliable, depth 1; *latched* reliable, transient "
-        "local, depth 1 (*models*: depth 10); *events* reliable, depth 50.\n",
+        "of a lifecycle node and its parameters; `view` also sends `/tf` where tf2_msgs is installed.\n",
     ]
     rows = [
         (code(name), code(kind), uses.qos, _names(uses.offered), _names(uses.used), meaning(name, kind))
@@ -104,6 +107,10 @@ def topics_page(
             for (name, kind), uses in sorted(kinds[what].items())
         ]
         parts += [f"## {title}\n", table((what, "type", "served by", "called by", "meaning"), rows)]
+    if unknown:
+        raise SystemExit(
+            f"add a sentence to MEANINGS in scripts/reference_graph.py for: {', '.join(unknown)}"
+        )
     return "\n".join(parts)
 
 
@@ -117,6 +124,17 @@ class Uses:
 
 
 Found = dict[str, dict[tuple[str, str], Uses]]
+
+
+def node_classes() -> list[type]:
+    """Returns the classes of all nodes, found by what they inherit from."""
+    found = []
+    for path in sorted(ROOT.glob("src/*/efm_*/**/*.py")):
+        for name in re.findall(r"^class (\w+)\(EfmLifecycleNode\):", path.read_text(), re.M):
+            package = path.relative_to(ROOT / "src").parts[1:]
+            module = importlib.import_module(".".join((*package[:-1], path.stem)))
+            found.append(getattr(module, name))
+    return found
 
 
 def collect() -> Found:
@@ -145,7 +163,7 @@ def nodes(folder: Path) -> Iterator[Any]:
     given = {name: str(bundle.path) for name in ("policy", "reward")}
     given |= {name: str(folder / name) for name in ("spool", "bundles", "run")}
     given |= {"world": "table", "robots": ROBOT, "autostart": "false"}
-    made = set()
+    made, classes = set(), set(node_classes())
     for stack in ("practice", "view", "collect"):
         known = {argument.name for argument in STACKS[stack].arguments}
         for spec in nodes_of(stack, {name: value for name, value in given.items() if name in known}):
@@ -153,8 +171,12 @@ def nodes(folder: Path) -> Iterator[Any]:
                 continue
             made.add(spec.name)
             cls = _class_of(importlib.import_module(spec.module))
+            classes.discard(cls)
             overrides = [Parameter(name, value=value) for name, value in spec.parameters.items()]
             yield cls(namespace=spec.namespace, parameter_overrides=overrides)
+    for cls in classes:  # Nodes beside the stacks, of one robot each.
+        overrides = [Parameter("embodiment", value="table"), Parameter("autostart", value=False)]
+        yield cls(namespace=f"/{ROBOT}", parameter_overrides=overrides)
 
 
 def _class_of(module: Any) -> type:
@@ -212,16 +234,6 @@ def _general(name: str) -> str:
 
 
 def _qos(profile: Any) -> str:
-    named = {
-        name.lower(): getattr(qos, name) for name in ("IMAGES", "COMMANDS", "LATCHED", "EVENTS", "MODELS")
-    }
-    for name, known in named.items():
-        if (known.reliability, known.durability, known.depth) == (
-            profile.reliability,
-            profile.durability,
-            profile.depth,
-        ):
-            return name
     reliability = profile.reliability.name.lower().replace("_", " ")
     late = ", transient local" if profile.durability.name == "TRANSIENT_LOCAL" else ""
     return f"{reliability}{late}, depth {profile.depth}"

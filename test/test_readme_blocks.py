@@ -1,25 +1,36 @@
-"""The README's commands are true: its bash blocks are run, or, where that takes too long, looked up.
+"""What the documents show is true: commands run or exist, files work, links lead somewhere, errors are real.
 
-A block after the comment `<!-- runs: no (reason) -->` is looked up: each command, make target, script, launch
-file and subcommand of `efm` in it must exist. All other bash blocks run from the root, as readers type them.
+In README.md, CONTRIBUTING.md and docs/*.md a comment before a fenced block says what becomes of it:
+
+    <!-- runs: no (reason) -->   each command, make target, option, stack argument and launch file must exist
+    <!-- file: path -->          the block is that file; tests below write and use it
+
+All other bash blocks run from the root, as readers type them.
 """
 
+import functools
 import os
 import re
 import shlex
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?:^<!-- runs: no \((?P<reason>[^)]+)\) -->\n+)?^(?P<fence>`{3,})bash\n(?P<script>.*?)^(?P=fence)$",
     re.M | re.S,
 )
+FILE = re.compile(
+    r"^<!-- file: (?P<path>\S+) -->\n+(?P<fence>`{3,})\w*\n(?P<text>.*?)^(?P=fence)$", re.M | re.S
+)
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(#[^)]*)?\)|(?:src|href)=\"(?!\w+:)([^\"#]+)\"")
 # Commands of a full ROS 2 or of the system, which a bare machine may lack.
-ELSEWHERE = {"ros2", "rosdep", "sudo", "apt", "apt-get", "docker"}
+ELSEWHERE = {"ros2", "rosdep", "sudo", "apt", "apt-get", "docker", "rviz2", "xdg-open"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,10 @@ class Block:
 
 def blocks(text: str) -> list[Block]:
     return [Block(match["script"], match["reason"]) for match in BLOCK.finditer(text)]
+
+
+def files(text: str) -> dict[str, str]:
+    return {match["path"]: match["text"] for match in FILE.finditer(text)}
 
 
 def environment() -> dict[str, str]:
@@ -54,6 +69,19 @@ def commands(script: str) -> list[list[str]]:
     return found
 
 
+@functools.cache
+def ask(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        words,
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def unknown(words: list[str]) -> str | None:
     """What does not exist of a command, or None."""
     command, arguments = words[0], [word for word in words[1:] if not word.startswith("-")]
@@ -62,35 +90,50 @@ def unknown(words: list[str]) -> str | None:
         missing = [word for word in arguments if "=" not in word and word not in targets]
         return f"make target {missing}" if missing else None
     if command == "efm" or command.endswith("/efm"):
-        asked = subprocess.run(
-            ["efm", *arguments[:1], "--help"], env=environment(), capture_output=True, text=True, timeout=60
-        )
-        options = [word.split("=")[0] for word in words[1:] if word.startswith("--")]
-        missing = [option for option in options if option not in asked.stdout]
-        return f"{shlex.join(words)}: {asked.stderr or missing}" if asked.returncode or missing else None
+        return unknown_to_efm(words[1:])
     if words[:3] == ["ros2", "launch", "efm_bringup"]:
-        return None if (ROOT / "launch" / words[3]).exists() else f"launch file {words[3]}"
+        stack, _, ending = words[3].partition(".")
+        if ending != "launch.py" or not (ROOT / "launch" / words[3]).exists():
+            return f"launch file {words[3]}"
+        return unknown_to_efm(["up", stack, *(word for word in words[4:] if not word.startswith("rviz:="))])
     if words[:2] == ["ros2", "run"]:
         setup = ROOT / "src" / words[2] / "setup.py"
         return None if setup.exists() and f"{words[3]} =" in setup.read_text() else f"executable {words[2:4]}"
-    if "/" in command:
+    if command.startswith((".", "/")) or command.startswith("scripts/"):
         return None if (ROOT / command).exists() else f"file {command}"
-    builtin = subprocess.run(
-        ["bash", "-c", f"type {shlex.quote(command)}"], env=environment(), capture_output=True
-    )
+    builtin = ask("bash", "-c", f"type {shlex.quote(command)}")
     return None if command in ELSEWHERE or builtin.returncode == 0 else f"command {command}"
 
 
-README = blocks((ROOT / "README.md").read_text()) if (ROOT / "README.md").exists() else []
+def unknown_to_efm(words: list[str]) -> str | None:
+    if words[:1] == ["up"] and "--show-args" not in words:
+        printed = ask("efm", *words, "--print")  # Reads all arguments and starts nothing.
+        return f"efm {shlex.join(words)}: {printed.stderr.strip()}" if printed.returncode else None
+    asked = (
+        ask("efm", *words[:1], "--help") if words and not words[0].startswith("-") else ask("efm", "--help")
+    )
+    choices = re.findall(r"[\w-]+", " ".join(re.findall(r"[{ ]([\w-]+(?:[,|][\w-]+)+)", asked.stdout)))
+    if asked.returncode == 0 and words[1:2] and words[1] in choices:
+        asked = ask("efm", *words[:2], "--help")
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    missing = [option for option in options if not re.search(rf"{option}\b", asked.stdout + " --help")]
+    return f"efm {shlex.join(words)}: {asked.stderr or missing}" if asked.returncode or missing else None
+
+
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in DOCUMENTS if path.exists()}
+BLOCKS = [
+    pytest.param(block, id=f"{name}-{index}")
+    for name, text in TEXTS.items()
+    for index, block in enumerate(blocks(text), start=1)
+]
+FILES = {path: body for text in TEXTS.values() for path, body in files(text).items()}
 
 
 def test_the_readme_shows_commands():
-    assert README, "expected bash blocks in README.md, found none"
+    assert blocks(TEXTS["README.md"]), "expected bash blocks in README.md, found none"
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in README if not block.reason], ids=lambda block: block.script[:40]
-)
+@pytest.mark.parametrize("block", [p for p in BLOCKS if not p.values[0].reason])
 def test_a_block_runs(block):
     finished = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.script],
@@ -105,17 +148,63 @@ def test_a_block_runs(block):
     assert finished.returncode == 0, finished.stdout
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in README if block.reason], ids=lambda block: block.script[:40]
-)
+@pytest.mark.parametrize("block", [p for p in BLOCKS if p.values[0].reason])
 def test_what_a_block_names_exists(block):
     assert [problem for words in commands(block.script) if (problem := unknown(words))] == []
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    targets = [match[1] or match[3] for match in LINK.finditer(TEXTS[name])]
+    assert [target for target in targets if not (ROOT / name).parent.joinpath(target).exists()] == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.endswith(".yaml")])
+def test_an_embodiment_in_a_document_is_valid(path, tmp_path):
+    from efm_core.embodiment import load_embodiment
+
+    file = tmp_path / Path(path).name
+    file.write_text(FILES[path])
+    assert load_embodiment(file).name == file.stem
+
+
+def test_the_world_in_the_document_installs_and_passes_the_contract_of_worlds(tmp_path):
+    from efm_core.embodiment import load_embodiment
+    from efm_sim.lockstep import check_embodiment
+
+    for path in ("rail/pyproject.toml", "rail/rail_world.py", "rail/rail.yaml"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(FILES[path])
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    place = tmp_path / "installed"
+    subprocess.run([sys.executable, *install, "--target", place, tmp_path / "rail"], check=True)
+    contract = "src/efm_sim/test/test_world_contract.py"
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", contract, "-k", "rail"],
+        cwd=ROOT,
+        env={**os.environ, "EFM_WORLDS": "rail", "PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout
+    scope: dict = {}
+    exec(FILES["rail/rail_world.py"], scope)
+    check_embodiment(scope["SPEC"], load_embodiment(tmp_path / "rail" / "rail.yaml"))
+
+
+def test_the_errors_in_the_troubleshooting_page_are_in_the_code():
+    sources = [*(ROOT / "src").glob("*/efm_*/**/*.py"), ROOT / "scripts" / "setup.py"]
+    code = "\n".join(path.read_text() for path in sources)
+    quoted = re.findall(r"^### `(.+?)`", TEXTS["docs/troubleshooting.md"], re.M)
+    assert quoted
+    assert [error for error in quoted if not all(part.strip() in code for part in error.split("…"))] == []
+
+
 def test_blocks_are_found_and_told_apart():
     text = "```bash\nmake help\n```\n\n<!-- runs: no (takes minutes) -->\n```bash\nmake demo\n```\n"
-    text += "```python\npass\n```\n"
+    text += "```python\npass\n```\n\n<!-- file: a/b.yaml -->\n```yaml\nname: b\n```\n"
     assert blocks(text) == [Block("make help\n", None), Block("make demo\n", "takes minutes")]
+    assert files(text) == {"a/b.yaml": "name: b\n"}
 
 
 @pytest.mark.parametrize(
@@ -126,8 +215,17 @@ def test_blocks_are_found_and_told_apart():
         ("cd src && no-such-command --now", "command no-such-command"),
         ("ros2 launch efm_bringup nowhere.launch.py", "launch file nowhere.launch.py"),
         ("source /opt/ros/jazzy/setup.bash", None),
+        ("efm bundle check runs/sft/bundles/* --embodiment table", None),
+        ("efm up collect world:=table robots:=2", None),
     ],
 )
 def test_what_does_not_exist_is_named(script, problem):
     found = [unknown(words) for words in commands(script)]
     assert [each for each in found if each] == ([problem] if problem else [])
+
+
+@pytest.mark.parametrize(
+    "script", ["efm bundle check X --nonsense", "efm up collect wrold:=table", "efm nonsense"]
+)
+def test_what_efm_does_not_know_is_found(script):
+    assert unknown(commands(script)[0])
