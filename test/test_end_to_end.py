@@ -1,4 +1,4 @@
-"""The main job in small: collect, train, evaluate, practise and evaluate again, through real processes and topics."""
+"""The main job in small: collect, train, evaluate, practise, evaluate again, through real processes."""
 
 import json
 

@@ -2,9 +2,9 @@
 
     collect -> supervised fine-tuning -> evaluate -> practise -> evaluate -> report
 
-Every stage leaves its result in the run's folder and is skipped when that is there, so that an interrupted demo
-goes on where it was. Success is counted by the world's ground truth, on the same fixed seeds before and after;
-nothing that trains ever sees it.
+Every stage leaves its result in the run's folder and is skipped when that is there, so that an interrupted
+demo goes on where it was. Success is counted by the world's ground truth, on the same fixed seeds before and
+after; nothing that trains ever sees it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def isolate() -> None:
-    """Keeps a demonstration's traffic on this machine and out of other graphs, unless the user chose otherwise."""
+    """Keeps the demo's traffic on this machine and out of other graphs, unless the user chose otherwise."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     if os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST":
@@ -113,13 +113,13 @@ class Demo:
             row = report[name]
             low, high = row["interval"]
             print(
-                f"{name:>6}: true success {row['true_success']:.2f} [{low:.2f}, {high:.2f}] of {row['episodes']} "
-                f"episodes, detected {row['detected_success']:.2f}, false {row['false_success']:.2f}, "
-                f"{row['mean_steps']:.0f} steps"
+                f"{name:>6}: true success {row['true_success']:.2f} [{low:.2f}, {high:.2f}] "
+                f"of {row['episodes']} episodes, detected {row['detected_success']:.2f}, "
+                f"false {row['false_success']:.2f}, {row['mean_steps']:.0f} steps"
             )
         print(f"report: {self.out / 'report.html'}")
 
-    # -- stages -----------------------------------------------------------------------------------------------
+    # Stages
 
     def _collect(self) -> dict[str, Any]:
         robots = ",".join(read_arguments(STACKS["simulation"], self._world_arguments()).robots)
@@ -187,7 +187,8 @@ class Demo:
                 report = evaluate(values.robots, wish, folder)
                 if report["episodes"] < episodes:
                     raise WaitTimeout(
-                        f"evaluation: {report['episodes']} of {episodes} episodes: {'; '.join(report['errors'])}"
+                        f"evaluation: {report['episodes']} of {episodes} episodes: "
+                        f"{'; '.join(report['errors'])}"
                     )
                 found[name] = {key: report[key] for key in REPORTED}
         return found
@@ -224,7 +225,7 @@ class Demo:
         _write(self.out / "report.json", report)
         return report
 
-    # -- helpers ----------------------------------------------------------------------------------------------
+    # Helpers
 
     def _settle(self) -> None:
         """Begins anew, goes on with a run of the same settings, or refuses to mix two."""
@@ -236,8 +237,8 @@ class Demo:
             print(f"the finished run before this one is kept in {older}")
         elif path.exists() and json.loads(path.read_text()) != settings:
             raise BadRequest(
-                f"{self.out} holds an unfinished run with other settings ({path.read_text().strip()}); go on with "
-                "those, or remove the folder"
+                f"{self.out} holds an unfinished run with other settings ({path.read_text().strip()}); "
+                "go on with those, or remove the folder"
             )
         self.stages.mkdir(parents=True, exist_ok=True)
         _write(path, settings)

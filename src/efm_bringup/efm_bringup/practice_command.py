@@ -1,6 +1,6 @@
 """`efm practice`: robots practise until the budget is spent, the guard stops them, or a person does.
 
-    efm practice --world pointmass --robots 2 --policy runs/sft/bundles/ID --reward runs/sft/bundles/ID --minutes 5
+    efm practice --world pointmass --robots 2 --policy POLICY_BUNDLE --reward REWARD_BUNDLE --minutes 5
 
 Starts the stack `practice` and shows its progress; with `--attach` it only watches a stack that runs already.
 What is learned is in the run's folder; the same command goes on with a run that was interrupted.
@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     }
     result = practise(arguments, options.minutes * 60.0, attach=options.attach)
     print(
-        f"{result['iterations']} iterations, {result['episodes']} episodes; best policy: {result['best_path']}"
+        f"{result['iterations']} iterations, {result['episodes']} episodes; "
+        f"best policy: {result['best_path']}"
     )
     if result["message"]:
         print(result["message"])

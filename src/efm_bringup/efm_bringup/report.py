@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a demo: numbers before and after, curves of practice, episodes in pictures."""
+"""One self-contained HTML page of a demo: success before and after, curves of practice, some episodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ __all__ = ["write_report"]
 FILMS = 3
 FILM_FRAMES = 8
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; text-align: right;
 border-bottom: 1px solid #ddd } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 caption { text-align: left; color: #555; padding-bottom: .4rem } .note { color: #555 }
@@ -61,7 +62,8 @@ def write_report(run: Path) -> Path:
         "<h2>Episodes</h2>",
         *_films(run),
     ]
-    page = f"<!doctype html><meta charset='utf-8'><title>EFM report</title><style>{STYLE}</style>{''.join(parts)}"
+    head = f"<!doctype html><meta charset='utf-8'><title>EFM report</title><style>{STYLE}</style>"
+    page = head + "".join(parts)
     path = run / "report.html"
     partial = path.with_suffix(".partial")
     partial.write_text(page)
@@ -72,10 +74,10 @@ def write_report(run: Path) -> Path:
 def _lead(report: dict[str, Any]) -> str:
     before, after = report["before"], report["after"]
     return (
-        f"<p>{report['demonstrations']} demonstrations, then {report['practice']['episodes']} episodes of practice by "
-        f"{report['robots']} robots. True success went from <b>{before['true_success']:.2f}</b> to "
-        f"<b>{after['true_success']:.2f}</b>.</p><p class='note'>True success is counted by the simulator and was "
-        "never shown to anything that learns. Detected success is what the robots themselves believe.</p>"
+        f"<p>{report['demonstrations']} demonstrations, then {report['practice']['episodes']} episodes of "
+        f"practice by {report['robots']} robots. True success went from "
+        f"<b>{before['true_success']:.2f}</b> to <b>{after['true_success']:.2f}</b>.</p><p class='note'>True success is counted by the simulator "
+        "and was never shown to anything that learns. Detected success is what the robots believe.</p>"
     )
 
 
@@ -100,12 +102,12 @@ def _table(report: dict[str, Any]) -> str:
 
 def _practice_text(report: dict[str, Any]) -> str:
     practice, detector = report["practice"], report["detector"]
-    minutes = {name: f"{seconds / 60:.1f}" for name, seconds in report["seconds"].items()}
+    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in report["seconds"].items())
     text = (
-        f"{practice['iterations']} iterations, {practice['updates']} updates, {practice['steps']} control steps, "
-        f"{practice['refused']} episodes refused as stale; the learner waited for robots {practice['idle_share']:.0%} "
-        f"of the time. Success: at most {detector['threshold']:.2f} predicted steps to go, {detector['hold']} "
-        f"observations in a row. Minutes: {', '.join(f'{name} {value}' for name, value in minutes.items())}."
+        f"{practice['iterations']} iterations, {practice['updates']} updates, {practice['steps']} control "
+        f"steps, {practice['refused']} episodes refused as stale; the learner waited for robots "
+        f"{practice['idle_share']:.0%} of the time. Success: at most {detector['threshold']:.2f} predicted "
+        f"steps to go, {detector['hold']} observations in a row. Minutes: {minutes}."
     )
     message = f"<p><b>{html.escape(practice['message'])}</b></p>" if practice["message"] else ""
     return f"<p>{text}</p>{message}"

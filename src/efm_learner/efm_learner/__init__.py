@@ -1,1 +1,1 @@
-"""The learner: supervised fine-tuning, practice, and export of model bundles. Free of ROS but for its node."""
+"""The learner: supervised fine-tuning, practice, export of model bundles. Free of ROS but for its node."""

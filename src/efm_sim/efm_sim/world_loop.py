@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -154,10 +155,12 @@ class WorldLoop:
         self._thread = threading.Thread(target=self._main, name="worlds", daemon=True)
         self._thread.start()
         for name, make in robots.items():
-            self.call(lambda name=name, make=make: self._add(name, make))
+            self.call(partial(self._add, name, make))
 
     def run(self, running: bool) -> None:
         """Starts or stops all stepping; acts of experts end when it stops."""
+        if not running and (self._thread is None or not self._thread.is_alive()):
+            return
         self.call(lambda: self._set_running(running))
 
     def close(self) -> None:
@@ -249,19 +252,26 @@ class WorldLoop:
 
         self._requests.put(run)
         self._intake.wake()
-        try:
-            return future.result(REQUEST_DEADLINE_S)
-        except FutureTimeout as error:
-            if future.done():
-                raise
-            raise WaitTimeout(f"the worlds' thread did not answer within {REQUEST_DEADLINE_S:g} s") from error
+        deadline = time.monotonic() + REQUEST_DEADLINE_S
+        while True:
+            try:
+                return future.result(IDLE_WAIT_S)
+            except FutureTimeout as error:
+                if future.done():
+                    raise
+                if self._thread is None or not self._thread.is_alive():
+                    raise WaitTimeout("the worlds' thread has ended; its error is in the log") from error
+                if time.monotonic() > deadline:
+                    raise WaitTimeout(
+                        f"the worlds' thread did not answer within {REQUEST_DEADLINE_S:g} s"
+                    ) from error
 
     def steps(self) -> dict[str, int]:
         """Gives the control steps of every robot since the start."""
         return {name: slot.robot.steps for name, slot in self._slots.items()}
 
     def ignored(self) -> int:
-        """Gives how many commands answered an old observation or came while an expert acted."""
+        """Gives how many commands answered an observation that was not the newest."""
         return sum(slot.robot.ignored for slot in self._slots.values())
 
     # The thread ---------------------------------------------------------------------------------------------
