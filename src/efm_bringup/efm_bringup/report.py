@@ -73,12 +73,16 @@ def write_report(run: Path) -> Path:
 
 def _lead(report: dict[str, Any]) -> str:
     before, after = report["before"], report["after"]
-    return (
-        f"<p>{report['demonstrations']} demonstrations, then {report['practice']['episodes']} episodes of "
+    text = (
+        f"{report['demonstrations']} demonstrations, then {report['practice']['episodes']} episodes of "
         f"practice by {report['robots']} robots. True success went from "
-        f"<b>{before['true_success']:.2f}</b> to <b>{after['true_success']:.2f}</b>.</p><p class='note'>True success is counted by the simulator "
-        "and was never shown to anything that learns. Detected success is what the robots believe.</p>"
+        f"<b>{before['true_success']:.2f}</b> to <b>{after['true_success']:.2f}</b>."
     )
+    note = (
+        "True success is counted by the simulator and was never shown to anything that learns. "
+        "Detected success is what the robots believe."
+    )
+    return f"<p>{text}</p><p class='note'>{note}</p>"
 
 
 def _table(report: dict[str, Any]) -> str:
