@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from efm_core.action_tokens import ActionTokenizer
 from efm_core.embodiment import Embodiment
+from efm_core.instruction import encode_instruction
 from efm_core.policy import sample_actions
 from efm_core.reward import SuccessDetector
-from efm_core.action_tokens import ActionTokenizer
 from efm_core.statistics import wilson_interval
 from efm_core.steps_to_go import StepsToGoBins, combine
-from efm_core.instruction import encode_instruction
 from efm_learner.backbones import INSTRUCTION, STATE, image_input
 from efm_learner.network import EfmNetwork, input_specs
 from efm_learner.practice import Rollout
@@ -174,7 +174,9 @@ class _Slot:
         self.seed = seed
         player = self.player
         self.observation = self.world.reset(seed, player.instruction)
-        self.history = {name: [image] * player.frames[name] for name, image in self.observation.images.items()}
+        self.history = {
+            name: [image] * player.frames[name] for name, image in self.observation.images.items()
+        }
         self.rows: list[dict[str, np.ndarray]] = []
         self.tokens: list[np.ndarray] = []
         self.log_probs: list[float] = []
@@ -208,7 +210,9 @@ class _Slot:
         if len(self.d) == 1:  # An episode without a decision teaches nothing; it goes on for one step.
             self.ended = False
 
-    def act(self, row: dict[str, np.ndarray], tokens: np.ndarray, log_prob: float, action: np.ndarray) -> None:
+    def act(
+        self, row: dict[str, np.ndarray], tokens: np.ndarray, log_prob: float, action: np.ndarray
+    ) -> None:
         self.rows.append(row)
         self.tokens.append(tokens)
         self.log_probs.append(log_prob)
