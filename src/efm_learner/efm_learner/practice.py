@@ -22,8 +22,8 @@ from efm_learner.network import ACTION_LOGITS, EfmNetwork
 
 __all__ = ["Cancelled", "IterationReport", "PracticeSettings", "PracticeTrainer", "Rollout"]
 
-KL_ROWS = 256  # Decisions that the KL divergence from Stage 1 is measured on.
-PARITY_ROWS = 64  # Decisions that an export is checked on.
+# Decisions, spread over an iteration, that the KL divergence is measured and an export is checked on.
+SAMPLE_ROWS = 64
 # Greatest difference of log-probabilities that enters a ratio: beyond any clip range, and its exp is finite.
 LOG_RATIO_LIMIT = 20.0
 
@@ -209,7 +209,7 @@ class PracticeTrainer:
         )
         self.iteration = 0
         self.updates = 0
-        self.sample: dict[str, torch.Tensor] = {}  # Inputs of the last iteration, to check exports on.
+        self.sample: dict[str, torch.Tensor] = {}  # Some inputs of the last iteration.
         # Dropout off: the log-probabilities must be those of the policy that acted.
         self.network.eval()
 
@@ -229,12 +229,13 @@ class PracticeTrainer:
         """
         settings = self.settings
         inputs, tokens, old_log_probs, returns = self._table(rollouts)
-        self.sample = {name: array[:PARITY_ROWS] for name, array in inputs.items()}
+        spread = torch.linspace(0, len(tokens) - 1, SAMPLE_ROWS).long()
+        self.sample = {name: array[spread] for name, array in inputs.items()}
         rng = np.random.default_rng([settings.seed, self.iteration])
         weights = torch.as_tensor(settings.c * returns, dtype=torch.float32)
         if settings.normalise_advantages:
             weights = (weights - weights.mean()) / (weights.std(unbiased=False) + 1e-8)
-        updates = []
+        updates: list[tuple[float, float, float]] = []
         for _ in range(settings.epochs):
             order = rng.permutation(len(tokens))[: settings.decisions]
             for start in range(0, len(order) - settings.batch + 1, settings.batch):
@@ -261,7 +262,7 @@ class PracticeTrainer:
             steps_to_go_last=float(np.mean([rollout.steps_to_go[-1] for rollout in rollouts])),
             loss=float(np.mean(losses)),
             entropy=entropies[0],
-            kl=self.kl_from_anchor({name: array[:KL_ROWS] for name, array in inputs.items()}),
+            kl=self.kl_from_anchor(self.sample),
             log_prob_gap=gaps[0],
         )
 
@@ -344,7 +345,7 @@ def _kl(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
 
 def _by_policy(tokens: np.ndarray) -> np.ndarray:
     """Decisions with a token of the policy, bool [T]."""
-    return (tokens >= 0).any(axis=(1, 2))
+    return np.asarray((tokens >= 0).any(axis=(1, 2)))
 
 
 def _stacked(arrays: Iterable[np.ndarray]) -> torch.Tensor:
