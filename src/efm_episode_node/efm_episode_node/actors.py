@@ -48,7 +48,8 @@ class Actors:
             "policy": "the policy node",
             "teleop": "the teleop node",
         }
-        return f"action {name}/act (is {who[name]} running and active?)"
+        action = self._node.resolve_service_name(f"{name}/act")
+        return f"action {action} (is {who[name]} running and active?)"
 
     def act(self, request: ActRequest) -> int:
         """Sends a goal and returns its ticket."""

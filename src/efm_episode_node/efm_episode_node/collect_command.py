@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from efm_core.errors import EfmError
 from efm_core.summary import Mode, Outcome, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
 
@@ -118,12 +119,25 @@ def started_stack(world: str, robots: str, spool: Path, world_options: str) -> I
         yield names
         return
     names = names or ["robot_1"]
-    command = [sys.executable, "-m", "efm_bringup.efm", "up", "collect", f"world:={world}"]
+    logs = spool / ".logs"
+    command = [
+        sys.executable,
+        "-m",
+        "efm_bringup.efm",
+        "up",
+        "collect",
+        "--logs",
+        str(logs),
+        f"world:={world}",
+    ]
     command += [f"robots:={','.join(names)}", f"spool:={spool}", f"world_options:={world_options}"]
     # A session of its own: Ctrl+C reaches this command, which then stops the stack in order.
     process = subprocess.Popen(command, start_new_session=True)
     try:
         yield names
+    except EfmError:
+        print(f"efm collect: the logs of the started nodes are in {logs}", file=sys.stderr)
+        raise
     finally:
         process.send_signal(signal.SIGINT)
         try:

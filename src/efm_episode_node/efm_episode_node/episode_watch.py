@@ -31,7 +31,8 @@ from efm_episode_node.run_types import (
 
 # An actor that says one of these at once is not ready yet: no model, not active, or busy with something else.
 NOT_READY_REASONS = (Reason.NOT_ACTIVE, Reason.BUNDLE_UNKNOWN, Reason.BUSY)
-SAFETY_REASONS = (Reason.NOT_FINITE, Reason.STALE_INPUT, Reason.ESTOP, Reason.LIMIT)
+# Stale input is not among them: a camera or simulator that stops says nothing about the policy's work.
+SAFETY_REASONS = (Reason.NOT_FINITE, Reason.ESTOP, Reason.LIMIT)
 
 
 @dataclass(frozen=True)

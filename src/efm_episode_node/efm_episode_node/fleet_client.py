@@ -18,6 +18,7 @@ from rclpy.action import get_action_names_and_types
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 
 from efm_core.errors import BadRequest, EfmError, Reason, WaitTimeout
 from efm_core.summary import EndReason, Outcome, Summary
@@ -67,7 +68,9 @@ class FleetClient:
         """Makes the node; rclpy is initialised where it is not."""
         self._own_context = not rclpy.ok()
         if self._own_context:
-            rclpy.init(args=[])
+            # Ctrl+C is for `run`, which cancels the goals; rclpy's own handler would cut the connection
+            # first.
+            rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self.node = Node(name)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rclpy.node import Node
 
 from efm_core.episode import list_episodes, read_summary
-from efm_core.errors import EfmError, Reason
+from efm_core.errors import EfmError, Reason, SpoolFull
 from efm_core.spool import Spool
 from efm_core.summary import EndReason, Mode, Summary
 from efm_ros.transfer import EpisodeSender
@@ -83,6 +83,7 @@ class HandOver:
         self._log = node.get_logger()
         self.spool = Spool(folder, quota_bytes)
         self._sender: EpisodeSender | None = None
+        self._sending = False
         self.last_word = ""
         try:
             self.evaluations = Spool(folder / EVALUATION, quota_bytes)
@@ -97,8 +98,9 @@ class HandOver:
             self._sender = EpisodeSender(node, outgoing, learner, robot, self._told)  # type: ignore[arg-type]
 
     def start(self) -> None:
-        """Begins to hand over what waits."""
-        if self._sender is not None:
+        """Begins to hand over what waits; does nothing the second time."""
+        if self._sender is not None and not self._sending:
+            self._sending = True
             self._sender.start()
 
     def folder_of(self, mode: Mode) -> Path:
@@ -107,7 +109,14 @@ class HandOver:
 
     def require_space(self, mode: Mode) -> None:
         """Raises SpoolFull when there is no room for another episode."""
-        self._spool_of(mode).require_space()
+        try:
+            self._spool_of(mode).require_space()
+        except SpoolFull as error:
+            if mode is not Mode.EVALUATE:
+                raise
+            raise SpoolFull(
+                f"no room for evaluations, which are kept until somebody removes them: {error}"
+            ) from error
 
     def keep(self, summary: Summary, folder: Path) -> None:
         """Takes a finished episode: hands it over, or puts a faulty one aside."""

@@ -116,7 +116,7 @@ class RobotListener:
             return ""
         if self._node.count_publishers(topic):
             hint = " (published, but not connected yet; if that lasts, its QoS does not match)"
-        return f"topic {topic}{hint}"
+        return f"topic {self._node.resolve_topic_name(topic)}{hint}"
 
     def measured(self) -> np.ndarray | None:
         """Gives where every action dimension is now, float64 [D]; None where that is not measured."""

@@ -147,6 +147,8 @@ class EpisodeRecorder:
         with self._changed:
             if stream.is_input:
                 recent = self._recent[stream]
+                if recent and stamp_ns < recent[-1][0] - CLOCK_JUMP_NS:
+                    recent.clear()  # What was stamped before the clock was set back is of no later episode.
                 if not recent or stamp_ns != recent[-1][0]:
                     recent.append((stamp_ns, data))
             if self._running is None or self._running.failed:

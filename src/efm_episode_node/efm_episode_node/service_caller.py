@@ -24,12 +24,8 @@ class ServiceCaller:
         """Makes the client; a wait ends early once `stopped`."""
         self._node = node
         self._stopped = stopped
+        self.name = node.resolve_service_name(name)
         self._client = node.create_client(service_type, name, callback_group=ReentrantCallbackGroup())
-
-    @property
-    def name(self) -> str:
-        """Full name of the service."""
-        return self._client.srv_name
 
     def is_there(self) -> bool:
         """True when the service is in the graph."""

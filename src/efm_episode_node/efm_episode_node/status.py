@@ -4,6 +4,8 @@ each episode.
 
 from __future__ import annotations
 
+import time
+
 from rclpy.node import Node
 
 from efm_core.summary import Summary
@@ -12,6 +14,9 @@ from efm_episode_node.run_types import Phase, Progress
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary
 from efm_ros.conversion import ns_to_stamp
 from efm_ros.qos import LATCHED
+
+# Counting a spool of many thousand episodes takes a while: it gets one part of the time in so many.
+COUNT_SHARE = 50
 
 
 class StatusBoard:
@@ -27,6 +32,7 @@ class StatusBoard:
         self._progress = Progress()
         self._since = node.get_clock().now().to_msg()
         self._spool = (0, 0)
+        self._count_after = 0.0
 
     def tell(self, progress: Progress) -> None:
         """Publishes where the run stands."""
@@ -58,8 +64,11 @@ class StatusBoard:
         self._status.publish(message)
 
     def look(self, progress: Progress) -> None:
-        """Counts what lies in the spool and publishes."""
-        self._spool = (len(self._shelf.spool.pending()), self._shelf.spool.usage())
+        """Counts what lies in the spool, unless that was slow a moment ago, and publishes."""
+        began = time.monotonic()
+        if began >= self._count_after:
+            self._spool = (len(self._shelf.spool.pending()), self._shelf.spool.usage())
+            self._count_after = began + COUNT_SHARE * (time.monotonic() - began)
         self.tell(progress)
 
     def publish(self, summary: Summary) -> EpisodeSummary:

@@ -259,6 +259,16 @@ def test_a_clock_that_is_set_back_is_told(bench):
         one.recorder.finish(one.summary(steps=30))
 
 
+def test_what_was_stamped_before_the_clock_was_set_back_belongs_to_no_later_episode(bench):
+    one = bench()
+    one.observe(START_NS + 500 * PERIOD_NS)
+    one.observe(START_NS - PERIOD_NS)
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode()
+    assert one.faults == []
+    assert len(read_episode(one.recorder.finish(one.summary()))) == 6
+
+
 def test_a_full_disk_is_told_and_leaves_nothing_half(bench, monkeypatch):
     one = bench()
     one.recorder.begin("e1", START_NS, Mode.COLLECT)

@@ -378,9 +378,16 @@ def test_a_discarded_episode_leaves_nothing_behind_and_does_not_count(make):
 
 
 def test_safety_ends_an_episode_as_what_it_is(make):
-    robot = make(script=[ends(Reason.STALE_INPUT, "camera 'top' stopped")])
+    robot = make(script=[ends(Reason.LIMIT, "the arm is out of bounds")])
     run(robot)
-    assert (robot.kept[0].end_reason, robot.kept[0].message) == (EndReason.SAFETY, "camera 'top' stopped")
+    assert (robot.kept[0].end_reason, robot.kept[0].message) == (EndReason.SAFETY, "the arm is out of bounds")
+
+
+def test_a_camera_that_stops_is_a_fault_and_not_a_failure_of_the_policy(make):
+    robot = make(script=[ends(Reason.STALE_INPUT, "camera 'top' stopped"), done(3)])
+    assert run(robot).episodes == 1
+    assert robot.kept[0].end_reason is EndReason.FAULT
+    assert "camera 'top' stopped" in robot.kept[0].message
 
 
 def test_the_estop_ends_the_episode_and_holds_the_next_one_back_until_released(make):
