@@ -326,6 +326,9 @@ class Workshop:
         build = self.venv / "efm_msgs_build"
         manifest = build / "install_manifest.txt"
         before = set(manifest.read_text().splitlines()) if manifest.exists() else set()
+        generated = {path.stem for path in build.glob("rosidl_adapter/efm_msgs/*/*.idl")}
+        if not generated <= {path.stem for path in self.root.glob("src/efm_msgs/*/*")}:
+            shutil.rmtree(build)  # CMake would install what it once made from an interface that is gone
         environment = {
             **self.environment(),
             "AMENT_PREFIX_PATH": str(self.venv),
@@ -344,7 +347,7 @@ class Workshop:
                     f"efm_msgs was not built: `{' '.join(command[:3])} …` failed.\n{self.tail()}"
                 )
         for gone in before - set(manifest.read_text().splitlines()):
-            Path(gone).unlink(missing_ok=True)  # an interface that is gone must not stay importable
+            Path(gone).unlink(missing_ok=True)
 
     def point_wheels_at_this_python(self) -> None:
         """Replace the include folders of the machine that built the ROS wheels by those of this one."""
