@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import yaml
 from fake_robot import FakeRobot
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -10,6 +11,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from visualization_msgs.msg import Marker, MarkerArray
 
 from efm_bringup.annotate_node import AnnotateNode
+from efm_bringup.config import share_folder
+from efm_bringup.frames import WORLD
 from efm_bringup.markers import EFFECTOR, TARGET, TEXT
 from efm_bringup.robot_feed import RobotFeed
 from efm_bringup.view_node import ViewNode
@@ -185,6 +188,19 @@ def test_an_episode_that_is_played_back_is_seen_too(world, spinner, run):
 
     spinner.until(seen, "an annotated picture")
     assert (image_to_rgb(heard[-1])[80, 80] == 77).all()
+
+
+def test_rviz_is_told_of_topics_that_there_are(spinner, run):
+    config = yaml.safe_load((share_folder("rviz") / "efm.rviz").read_text())["Visualization Manager"]
+    displays = [display for display in config["Displays"] if "Topic" in display]
+    published: dict[str, type] = {}
+    for kind in (ViewNode, AnnotateNode):
+        node = started(spinner, run, kind(parameter_overrides=given()))
+        published |= {publisher.topic_name: publisher.msg_type for publisher in node.publishers}
+    for display in displays:
+        assert published[display["Topic"]["Value"]].__name__ == display["Class"].rpartition("/")[2]
+    assert len(displays) == 2
+    assert config["Global Options"]["Fixed Frame"] == WORLD
 
 
 def test_a_scene_that_does_not_fit_refuses_the_start(spinner, run, tmp_path):

@@ -1,0 +1,144 @@
+"""The keys of `efm watch`: each asks a service of the selected robots. Left out: what is on the screen."""
+
+from __future__ import annotations
+
+import select
+import sys
+import termios
+import time
+import tty
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from rclpy.client import Client
+from rclpy.node import Node
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+
+from efm_bringup.monitor import RobotView
+from efm_msgs.msg import EpisodeStatus
+from efm_ros.qos import LATCHED
+
+ANSWERS = 3  # Lines of answers on the screen.
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key does.
+
+    Attributes:
+        label: For the screen.
+        service: Below the robot's namespace.
+        turned_on: For switches: whether it is on now; then the key turns it off. None: a Trigger.
+    """
+
+    label: str
+    service: str
+    turned_on: Callable[[RobotView], bool] | None = None
+
+
+def _is_paused(view: RobotView) -> bool:
+    return view.status is not None and view.status.phase == EpisodeStatus.PHASE_PAUSED
+
+
+KEYS: Mapping[str, Key] = {
+    "p": Key("pause/resume", "episodes/pause", _is_paused),
+    "s": Key("success", "episodes/mark_success"),
+    "f": Key("failure", "episodes/mark_failure"),
+    "d": Key("discard", "episodes/discard"),
+    "r": Key("reset done", "episodes/reset_done"),
+    "g": Key("go", "episodes/start"),
+    "x": Key("stop run", "episodes/stop"),
+    "t": Key("take over/release", "takeover_set", lambda view: view.takeover),
+    "e": Key("E-STOP/release", "estop_set", lambda view: view.estop),
+}
+HELP = " ".join(f"[{key}] {what.label}" for key, what in KEYS.items()) + " [1-9] robot [0] all [q] quit"
+
+
+class Operator:
+    """Turns keys into service calls on a node that another thread spins.
+
+    Attributes:
+        selected: Names of the robots that keys are for.
+        said: Newest answers, oldest first.
+        ended: `q` was pressed.
+    """
+
+    def __init__(self, node: Node, robots: Mapping[str, RobotView]) -> None:
+        self._node = node
+        self._robots = robots
+        self._clients: dict[tuple[str, str], Client] = {}
+        self._chosen: str | None = None
+        self.said: deque[str] = deque(maxlen=ANSWERS)
+        self.ended = False
+
+    @property
+    def selected(self) -> list[str]:
+        """See the class."""
+        return list(self._robots) if self._chosen is None else [self._chosen]
+
+    def press(self, key: str) -> None:
+        """Does what a key stands for; unknown keys do nothing."""
+        if key == "q":
+            self.ended = True
+        elif key == "0":
+            self._chosen = None
+        elif key.isdigit() and int(key) <= len(self._robots):
+            self._chosen = list(self._robots)[int(key) - 1]
+        elif key in KEYS:
+            for robot in self.selected:
+                self._ask(robot, KEYS[key])
+
+    def _ask(self, robot: str, key: Key) -> None:
+        name = f"/{robot}/{key.service}" if robot else f"/{key.service}"
+        kind = Trigger if key.turned_on is None else SetBool
+        client = self._clients.get((robot, key.service))
+        if client is None:
+            client = self._clients[robot, key.service] = self._node.create_client(kind, name)
+            client.wait_for_service(1.0)
+        request = kind.Request()
+        if key.turned_on is not None:
+            request.data = not key.turned_on(self._robots[robot])
+        if client.service_is_ready():
+            client.call_async(request).add_done_callback(partial(self._answered, robot, key))
+        elif key.service == "estop_set":
+            self._press_estop(robot, request.data)
+        else:
+            self._say(f"{robot}: {key.label}: nobody offers the service {name}")
+
+    def _press_estop(self, robot: str, on: bool) -> None:
+        """Without a policy node the e-stop is still heard by whoever listens to its topic."""
+        topic = f"/{robot}/estop" if robot else "/estop"
+        self._node.create_publisher(Bool, topic, LATCHED).publish(Bool(data=on))
+        self._say(f"{robot}: e-stop {'pressed' if on else 'released'} on {topic}, while this command runs")
+
+    def _answered(self, robot: str, key: Key, future: Any) -> None:
+        answer = future.result()
+        self._say(f"{robot}: {key.label}: {answer.message or ('done' if answer.success else 'refused')}")
+
+    def _say(self, text: str) -> None:
+        self.said.append(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+class Keyboard:
+    """Single keys of a terminal, without Enter. Use as a context manager; leaves the terminal as it was."""
+
+    def __enter__(self) -> Keyboard:
+        self._file = sys.stdin.fileno()
+        self._before = termios.tcgetattr(self._file)
+        tty.setcbreak(self._file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
+
+    def read(self, timeout_s: float) -> str:
+        """Returns the next key; empty after the timeout."""
+        ready, _, _ = select.select([self._file], [], [], timeout_s)
+        return sys.stdin.read(1) if ready else ""

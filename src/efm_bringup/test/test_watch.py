@@ -1,0 +1,238 @@
+"""`efm watch`: what is told of a fleet, and what keys do."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+from fake_robot import FakeRobot, learner
+from rclpy.node import Node
+from rich.console import Console
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+
+from efm_bringup.monitor import FleetMonitor, RobotView
+from efm_bringup.operator_keys import HELP, KEYS, Operator
+from efm_bringup.watch_table import (
+    LEARNER_PHASES,
+    MODEL_STATES,
+    PHASES,
+    picture,
+    robot_line,
+    sparkline,
+    success_words,
+)
+from efm_core.embodiment import load_embodiment
+from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStatus
+from efm_ros.lifecycle import WARN, EfmLifecycleNode
+from efm_ros.qos import LATCHED
+
+EFM = [sys.executable, "-m", "efm_bringup.efm"]
+
+
+@pytest.fixture
+def world(run):
+    return run(Node("world"))
+
+
+@pytest.fixture
+def robot(world):
+    return FakeRobot(world, load_embodiment("table"), "robot_1")
+
+
+@pytest.fixture
+def monitor(ros):
+    with FleetMonitor(details=True) as monitor:
+        yield monitor
+
+
+def text(monitor):
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(picture(monitor, ["robot_1"], HELP, []))
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message", "words"),
+    [
+        ("PHASE_", EpisodeStatus, PHASES),
+        ("PHASE_", LearnerStatus, LEARNER_PHASES),
+        ("STATE_", ModelStatus, MODEL_STATES),
+    ],
+)
+def test_there_are_words_for_every_constant(prefix, message, words):
+    constants = {getattr(message, name) for name in dir(message) if name.startswith(prefix)}
+    assert set(words) == constants - {0}
+
+
+def test_a_robot_turns_up_and_is_told_in_one_row(world, robot, monitor, spinner):
+    announced = learner(world)
+
+    def told():
+        monitor.discover()
+        robot.status(
+            phase=EpisodeStatus.PHASE_ACTING,
+            mode=EpisodeSummary.MODE_PRACTICE,
+            actor=1,
+            episode_id="e1",
+            instruction="push the star",
+            step=17,
+            spool_episodes=3,
+            spool_bytes=20,
+            spool_quota=100,
+        )
+        robot.judge("e1", 12.5)
+        announced.publish(
+            LearnerStatus(phase=1, iteration=4, updates=64, wanted_steps=500, guard="all is well")
+        )
+        view = monitor.robots.get("robot_1")
+        return view and view.steps_to_go and monitor.learner
+
+    spinner.until(told, "status, judgement and learner")
+    shown = text(monitor)
+    for words in ("practice: policy 17", "push the star", "12.5", "3 (20%)", "iteration 4", "all is well"):
+        assert words in shown
+    robot.end(episode_id="e1", outcome=1, steps=18, mode=2)
+    spinner.until(lambda: monitor.finished == 1, "a summary")
+    assert "1/1 [21%-100%] success" in text(monitor)
+    assert monitor.steps == 18
+
+
+def test_what_is_not_well_is_told_below(monitor, run, spinner):
+    class Unwell(EfmLifecycleNode):
+        def update_diagnostics(self):
+            self.diagnose("disk", WARN, "1 GB free; make room")
+
+    run(Unwell("recorder"))
+    spinner.until(lambda: any(name == "recorder: disk" for _, name, _ in monitor.complaints()), "a complaint")
+    assert "warning: fleet: recorder: disk: 1 GB free; make room" in text(monitor)
+
+
+def test_the_success_rate_comes_with_its_interval():
+    view = RobotView()
+    assert success_words(view) == ""
+    view.status = EpisodeStatus(successes=9, episodes_done=10)
+    assert success_words(view) == "9/10 [60%-98%]"
+    for index in range(60):
+        view.take_summary(EpisodeSummary(steps=10, outcome=1 if index >= 20 else 2))
+    assert success_words(view) == "40/50 [67%-89%] success"
+    assert view.pace == pytest.approx(600 / 20)
+
+
+def test_a_line_for_logs_says_what_is_waited_for():
+    view = RobotView(status=EpisodeStatus(phase=3, message="put the cube back"), heard_s=time.monotonic())
+    assert robot_line("robot_1", view) == "robot_1: WAITS FOR YOU, put the cube back"
+    view.heard_s -= 60.0
+    assert robot_line("robot_1", view).startswith("robot_1: SILENT")
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([], ""),
+        ([float("nan")], ""),
+        ([4.0], "█"),
+        ([8.0, 4.0, 0.0], "█▅▁"),
+        ([0.0, 0.0], "▁▁"),
+        (list(range(240, 0, -1)), 24),
+    ],
+)
+def test_a_sparkline_falls_as_the_numbers_do(values, bars):
+    found = sparkline(values)
+    if isinstance(bars, int):
+        assert len(found) == bars
+        assert list(found) == sorted(found, reverse=True)
+    else:
+        assert found == bars
+
+
+def test_every_key_is_on_the_screen():
+    assert all(f"[{key}]" in HELP for key in KEYS)
+
+
+def test_keys_ask_the_selected_robots(world, run, spinner):
+    asked = []
+
+    def answer(name):
+        def serve(request, response):
+            asked.append((name, getattr(request, "data", None)))
+            response.success, response.message = True, "noted"
+            return response
+
+        return serve
+
+    for robot in ("robot_1", "robot_2"):
+        world.create_service(Trigger, f"/{robot}/episodes/reset_done", answer(f"{robot} reset"))
+        world.create_service(SetBool, f"/{robot}/episodes/pause", answer(f"{robot} pause"))
+    views = {"robot_1": RobotView(), "robot_2": RobotView(status=EpisodeStatus(phase=6))}
+    operator = Operator(run(Node("operator")), views)
+    operator.press("r")
+    spinner.until(lambda: len(asked) == 2, "both robots")
+    operator.press("2")
+    assert operator.selected == ["robot_2"]
+    operator.press("p")
+    spinner.until(lambda: len(asked) == 3, "robot_2")
+    assert asked[2] == ("robot_2 pause", False), "what pauses goes on"
+    operator.press("0")
+    operator.press("p")
+    spinner.until(lambda: len(asked) == 5, "both robots once more")
+    assert ("robot_1 pause", True) in asked
+    spinner.until(lambda: any("robot_1: pause/resume: noted" in line for line in operator.said), "an answer")
+    operator.press("s")
+    assert "nobody offers the service /robot_2/episodes/mark_success" in operator.said[-1]
+    for key in ("9", "?", ""):
+        operator.press(key)
+    assert operator.selected == ["robot_1", "robot_2"]
+    operator.press("q")
+    assert operator.ended
+
+
+def test_the_e_stop_works_without_a_policy_node(world, run, spinner):
+    heard = []
+    world.create_subscription(Bool, "/robot_1/estop", heard.append, LATCHED)
+    operator = Operator(run(Node("operator")), {"robot_1": RobotView()})
+    operator.press("e")
+    spinner.until(lambda: heard, "the e-stop")
+    assert heard[0].data is True
+
+
+def test_one_look_ends_by_itself(robot):
+    robot.status(phase=EpisodeStatus.PHASE_WAITING, message="put the cube back", episodes_done=4, successes=3)
+    seen = subprocess.run([*EFM, "watch", "--once"], capture_output=True, text=True, timeout=60)
+    assert seen.returncode == 0, seen.stderr
+    for words in ("robot_1", "WAITS FOR YOU", "put the cube back", "3/4 [30%-95%]", "learner: none heard"):
+        assert words in seen.stdout
+
+
+def test_without_a_terminal_changes_are_lines(robot, spinner):
+    process = subprocess.Popen(
+        [*EFM, "watch"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        robot.status(phase=EpisodeStatus.PHASE_IDLE)
+        assert process.stdout.readline().strip().endswith("robot_1: idle")
+        robot.status(phase=EpisodeStatus.PHASE_PAUSED, message="the spool is full")
+        assert process.stdout.readline().strip().endswith("robot_1: paused, the spool is full")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_terminal_shows_the_table_until_q(robot):
+    robot.status(phase=EpisodeStatus.PHASE_IDLE)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*EFM, "watch"], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    deadline = time.monotonic() + 60
+    while b"robot_1" not in shown and time.monotonic() < deadline:
+        shown += os.read(ours, 4096)
+    os.write(ours, b"q")
+    try:
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+    assert b"[q] quit" in shown
