@@ -96,9 +96,7 @@ class _Tally(NamedTuple):
     detected: int = 0
 
     def plus(self, other: _Tally) -> _Tally:
-        return _Tally(
-            self.episodes + other.episodes, self.good + other.good, self.detected + other.detected
-        )
+        return _Tally(self.episodes + other.episodes, self.good + other.good, self.detected + other.detected)
 
     def __str__(self) -> str:
         return f"{self.good} of {self.episodes}"
@@ -137,7 +135,9 @@ class Guard:
         """
         instant = detected and steps <= self.hold - 1 + self.settings.instant_steps
         good = detected and verified is not False and not instant
-        self._tallies[version] = self._tallies.get(version, _Tally()).plus(_Tally(1, int(good), int(detected)))
+        self._tallies[version] = self._tallies.get(version, _Tally()).plus(
+            _Tally(1, int(good), int(detected))
+        )
         self._instant = [*self._instant, instant][-self.settings.instant_window :]
 
     def glance(self) -> Verdict:
