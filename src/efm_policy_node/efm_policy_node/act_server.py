@@ -8,6 +8,7 @@ itself happens in the loop's threads; here a coroutine waits for its end. Left o
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 
 from rclpy.action import ActionServer, CancelResponse
@@ -17,7 +18,7 @@ from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rclpy.task import Future
 
-from efm_core.errors import EfmError, Reason, reason_of
+from efm_core.errors import Reason, reason_of
 from efm_msgs.action import Act
 from efm_policy_node.commanders import Rivals
 from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending
@@ -25,9 +26,8 @@ from efm_policy_node.onnx_policy import OnnxPolicy
 from efm_policy_node.robot_loop import RobotLoop
 from efm_ros.conversion import ns_to_stamp
 
-# A killed node stays in the graph until its lease ends (10 s with the profiles of EFM); then it is no rival
-# [s].
-RIVAL_PATIENCE_S = 12.0
+# The graph tells of a new endpoint before it tells the name of its node [s].
+RIVAL_PATIENCE_S = 3.0
 RESULT_KEPT_S = 60
 FEEDBACK_PERIOD_S = 1.0
 
@@ -78,7 +78,7 @@ class ActServer:
             goal, policy = self._prepare(handle.request)
             self._endings[id(goal)] = Future(executor=self._node.executor)
             self._loop.begin(goal, policy)
-        except EfmError as error:
+        except Exception as error:  # noqa: BLE001  Whatever it is, the client gets a result with a reason.
             self._endings.pop(id(goal), None)
             return self._refuse(handle, error)
         self._running = handle
@@ -106,9 +106,11 @@ class ActServer:
             message=ending.message,
         )
 
-    def _refuse(self, handle: ServerGoalHandle, error: EfmError) -> Act.Result:
+    def _refuse(self, handle: ServerGoalHandle, error: Exception) -> Act.Result:
         code = error.code if isinstance(error, ActRefused) else reason_of(error)
         self._node.get_logger().warning(f"act refused: {code.name}, {error}")
+        if code is Reason.INTERNAL:
+            self._node.get_logger().error("".join(traceback.format_exception(error)))
         if handle.is_cancel_requested:
             handle.canceled()
         else:
@@ -116,13 +118,12 @@ class ActServer:
         return Act.Result(reason=int(code), message=str(error))
 
     async def _until_alone(self, handle: ServerGoalHandle) -> None:
-        """Waits for what is left of a dead commander to leave the graph.
+        """Refuses where there is another commander; waits a moment for names.
 
         Raises:
             ActRefused: There is another commander, or the goal was cancelled meanwhile.
         """
         deadline = time.monotonic() + RIVAL_PATIENCE_S
-        told = False
         while (rivals := self._rivals()).names:
             names = ", ".join(rivals.names)
             if not rivals.fleeting or time.monotonic() > deadline:
@@ -133,10 +134,7 @@ class ActServer:
                 )
             if handle.is_cancel_requested:
                 raise ActRefused(Reason.CANCELLED, "cancelled before it began")
-            if not told:
-                self._node.get_logger().info(f"waiting for {names} to leave the command topic")
-                told = True
-            await self._pause(0.2)
+            await self._pause(0.1)
 
     async def _pause(self, seconds: float) -> None:
         over: Future = Future(executor=self._node.executor)

@@ -39,4 +39,5 @@ class ActionPlan:
 
     def wants_next(self, step: int) -> bool:
         """Whether the next inference should start from the observation of this control step."""
-        return step - self.first_step >= self.execute - self.ahead
+        elapsed = step - self.first_step
+        return elapsed > 0 and elapsed >= self.execute - self.ahead

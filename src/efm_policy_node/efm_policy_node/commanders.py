@@ -23,8 +23,8 @@ class Rivals:
 
     Attributes:
         names: Fully qualified names, sorted.
-        fleeting: All of them may be gone in a moment: the remains of a killed node of our own name, which
-            the graph keeps until its lease ends, or endpoints whose node is just being discovered.
+        fleeting: None of them has a name yet: a node that is just being discovered may turn out to be the
+            robot itself.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ def find_rivals(node: Node, topic: str, known: Sequence[str] = ()) -> Rivals:
         and (name not in robots or name.endswith(NAMELESS))
         and (name == mine or name.rpartition("/")[2] not in known)
     ]
-    fleeting = all(name == mine or name.endswith(NAMELESS) for name in names)
+    fleeting = all(name.endswith(NAMELESS) for name in names)
     return Rivals(tuple(sorted(names)), fleeting)
 
 

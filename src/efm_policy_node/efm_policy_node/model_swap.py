@@ -164,8 +164,10 @@ class ModelSwap:
         while (offer := self._next()) is not None:
             try:
                 self._bring(offer)
-            except (EfmError, OSError) as error:
+            except EfmError as error:
                 self._refuse(offer.bundle_id, error, str(error))
+            except Exception as error:  # noqa: BLE001  A bundle may not end the thread that brings the next one.
+                self._refuse(offer.bundle_id, error, f"{type(error).__name__}: {error}")
 
     def _refuse(self, bundle_id: str, error: Exception, message: str) -> None:
         refusal = Report(bundle_id, State.REFUSED, reason_of(error), message)

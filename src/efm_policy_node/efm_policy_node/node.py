@@ -84,7 +84,7 @@ class PolicyNode(EfmLifecycleNode):
         self._embodiment = embodiment = load_embodiment(settings.embodiment)
         period_s = 1.0 / embodiment.control_rate_hz
         check_s = min(max(period_s / CHECKS_PER_PERIOD, SHORTEST_CHECK_S), LONGEST_CHECK_S)
-        if settings.infer_ahead >= max(embodiment.action.chunk, 2):
+        if settings.infer_ahead and settings.infer_ahead >= embodiment.action.chunk:
             raise BadRequest(
                 f"infer_ahead {settings.infer_ahead}: expected less than the chunk of "
                 f"{embodiment.action.chunk} actions of embodiment '{embodiment.name}'"

@@ -89,9 +89,6 @@ class RobotLoop:
         self._pending: Seen | None = None  # Lockstep: waits for the person.
         self._plan: ActionPlan | None = None
 
-    # What people and the node want
-    # --------------------------------------------------------------------------------------------------
-
     def enable(self) -> None:
         """Lets acts begin and people take over."""
         with self._lock:
@@ -188,9 +185,6 @@ class RobotLoop:
             elif self._act is not None:
                 self._check_input(now_s)
 
-    # Inputs, ticks and decisions
-    # --------------------------------------------------------------------------------------------------
-
     @property
     def wants_input(self) -> bool:
         """Whether observations are looked at now; a person's hand needs them for the record."""
@@ -238,6 +232,8 @@ class RobotLoop:
             self._plan = ActionPlan(outcome, stamp_ns, job.first_step, self._execute, ahead)
             if self._waiting is not None:
                 seen, self._waiting = self._waiting, None
+                if self._steady_s() - seen.due_s > 0.25 * self._watchdog_s:
+                    self._feed()  # So long nobody could look at inputs.
                 self._respond(seen)
 
     def where(self) -> np.ndarray | None:
@@ -273,6 +269,8 @@ class RobotLoop:
         if not self.wants_input or not self._enabled:
             return
         if not self._lockstep:
+            if is_new and not self._assembler.why_not_ready(self._ros_now_ns()):
+                self._feed()
             if self._due_s is not None:
                 self._see(now_s)
         elif is_new or not self._outlet.send_again(stamp_ns):
@@ -289,7 +287,8 @@ class RobotLoop:
         seen = Seen(observation, self._input_s, now_s if self._due_s is None else self._due_s)
         self._due_s = None
         self._stamp_ns = observation.stamp_ns
-        self._feed()
+        if self._lockstep:
+            self._feed()
         if self._waiting is not None:  # Someone else moved the world on: the old observation is past.
             self._drop_plan()
         self._respond(seen)

@@ -100,6 +100,18 @@ def test_an_exception_in_any_thread_holds_the_robot_and_exits_with_code_1(cell, 
     assert len(cell.robot.commands) > 10
 
 
+def test_after_a_kill_a_new_process_acts_at_once_although_the_graph_still_shows_the_old_one(cell):
+    fly(cell)
+    cell.until(lambda: len(cell.robot.commands) > 5, "the robot to move")
+    cell.process.end(signal.SIGKILL)
+    cell.start(bundle=str(cell.bundle.path), follow_models=False)
+    cell.until(lambda: "is ready" in cell.process.log, "the new process")
+    cell.until(lambda: cell.node.count_publishers("commands") == 2, "it beside the remains")
+    cell.robot.forget()
+    goal = cell.goal(max_steps=5)
+    assert goal.result().reason == Reason.OK, goal.result().message
+
+
 def test_a_model_whose_numbers_go_wrong_in_flight_holds_the_robot_and_ends_the_act(cell):
     # The robot moves steadily up, and beyond 0.25 the bundle has no finite answer any more.
     bundle = bundle_of(cell.embodiment, cell.folder, tokens=(20, 5), nan_above=0.25)

@@ -176,6 +176,28 @@ def test_a_commander_that_turns_up_later_stops_the_act(cell, ros):
     cell.until(lambda: cell.episode(max_steps=2).result().reason == Reason.OK, "acts to be allowed again")
 
 
+def test_two_policy_nodes_of_one_name_do_not_fight_over_the_robot(cell):
+    twin = Process(
+        cell.folder,
+        cell.namespace,
+        embodiment=str(cell.file),
+        bundle=str(cell.bundle.path),
+        lockstep=True,
+        follow_models=False,
+    )
+    try:
+        cell.until(lambda: cell.node.count_publishers("commands") == 2, "the twin")
+        cell.until(lambda: "other commanders" in cell.diagnosis("control").message, "the diagnostics")
+        goal = cell.episode()  # both serve it
+        assert goal.result().reason == Reason.BUSY
+        cell.spinner.until(goal.handle.cancel_goal_async().done, "both to refuse it")
+        assert not cell.robot.commands
+    finally:
+        twin.end()
+    cell.until(lambda: cell.node.count_publishers("commands") == 1, "the twin to leave")
+    cell.until(lambda: cell.episode(max_steps=2).result().reason == Reason.OK, "acts to be allowed again")
+
+
 def test_the_simulators_own_expert_is_no_rival(cell):
     own = cell.node.create_publisher(Float64MultiArray, "commands", COMMANDS)
     cell.until(lambda: cell.node.count_publishers("commands") == 2, "the expert's topic")

@@ -19,6 +19,16 @@ PERIOD_S = 1 / RATE_HZ
 STOPS_WITHIN_S = 2 * PERIOD_S + 0.3
 
 
+SLOW = """
+import sys, time
+from efm_policy_node import onnx_policy
+quick = onnx_policy.OnnxPolicy.decide
+onnx_policy.OnnxPolicy.decide = lambda self, requests: (time.sleep(0.15), quick(self, requests))[1]
+from efm_policy_node.main import main
+sys.exit(main())
+"""
+
+
 @pytest.fixture
 def cell(ros, tmp_path):
     embodiment = embodiment_of(control_rate_hz=RATE_HZ)
@@ -72,21 +82,30 @@ def test_stale_input_stops_the_robot_is_told_and_the_act_goes_on_or_ends(cell):
 
 
 def test_a_model_slower_than_the_period_is_told_in_the_diagnostics(cell):
-    script = (
-        "import sys, time\n"
-        "from efm_policy_node import onnx_policy\n"
-        "quick = onnx_policy.OnnxPolicy.decide\n"
-        "onnx_policy.OnnxPolicy.decide = lambda self, r: (time.sleep(0.15), quick(self, r))[1]\n"
-        "from efm_policy_node.main import main\n"
-        "sys.exit(main())\n"
-    )
-    cell.start(script=script, bundle=str(cell.bundle.path), follow_models=False)
+    cell.start(script=SLOW, bundle=str(cell.bundle.path), follow_models=False)
     cell.robot.run(60.0, wall_ns(cell))
     goal = cell.goal()
     cell.until(lambda: "more than the control period" in cell.diagnosis("control").message, "the warning")
     values = {v.key: v.value for v in cell.diagnosis("control").values}
     assert int(values["late_cycles"]) > 0 and int(values["missed_cycles"]) > 0
     goal.cancel()
+
+
+def test_chunks_with_inference_ahead_keep_the_rate_with_a_model_slower_than_the_period(ros, tmp_path):
+    embodiment = embodiment_of(control_rate_hz=RATE_HZ, action={"chunk": 8, "execute": 4})
+    cell = Cell(ros, tmp_path, embodiment)
+    try:
+        bundle = bundle_of(embodiment, tmp_path)
+        cell.start(script=SLOW, bundle=str(bundle.path), follow_models=False, infer_ahead=4)
+        cell.robot.run(60.0, wall_ns(cell))
+        assert cell.goal(max_steps=60).result().reason == Reason.OK
+        cell.until(lambda: len(cell.robot.steps) == 60, "60 steps")
+        indices = {step.chunk_index for step in cell.robot.steps[10:]}
+        assert max(indices) > 3 and 0 not in indices  # entered where time had got to, not at its beginning
+        arrivals = cell.robot.arrivals[5:60]
+        assert 0.8 * RATE_HZ < (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) <= 1.1 * RATE_HZ
+    finally:
+        cell.close()
 
 
 def test_a_simulated_clock_that_jumps_back_does_not_stop_the_act(cell):

@@ -177,7 +177,10 @@ def test_a_slow_inference_is_no_stale_input_but_the_robot_is_held_until_it_is_do
         cell.loop.check()
     assert len(robot.sent) == 2 and robot.sent[-1][0] == pytest.approx([0.1, 0.1])  # held
     cell.decide((0.2, 0.2))
+    robot.wait(PERIOD_S / 4)
+    cell.loop.check()
     assert robot.steps[-1].command == pytest.approx([0.2, 0.2]) and not robot.of("say")
+    assert len(robot.sent) == 3  # and not held again
     cell.step(action=(0.2, 0.2))
     assert len(robot.steps) == 3
 
@@ -233,6 +236,33 @@ def test_stale_input_holds_still_within_two_periods_and_says_which_input(cell, r
     robot.wait(1.0)
     cell.loop.check()
     assert len(robot.sent) == sent + 1  # once
+
+
+def test_the_limit_counts_from_the_last_arrival_and_not_from_the_tick_that_used_it(cell, robot):
+    cell.begin()
+    cell.step()
+    cell.observe(robot.ros_ns + 1)  # the last image ever
+    arrived_ns, sent = robot.ros_ns, len(robot.sent)
+    robot.wait(0.9 * PERIOD_S)
+    cell.loop.tick()
+    cell.decide((0.1, 0.1))
+    while len(robot.sent) == sent + 1:
+        robot.wait(PERIOD_S / 10)
+        cell.loop.check()
+    assert (robot.ros_ns - arrived_ns) / 1e9 <= 2 * PERIOD_S + PERIOD_S / 10 + 1e-9
+
+
+def test_a_camera_as_slow_as_the_control_rate_is_not_stale(cell, robot):
+    cell.begin()
+    for _ in range(20):
+        robot.wait(0.1 * PERIOD_S)
+        cell.observe()
+        for _ in range(9):
+            robot.wait(0.1 * PERIOD_S)
+            cell.loop.check()
+        cell.loop.tick()
+        cell.decide((0.1, 0.1))
+    assert len(robot.steps) == 20 and not robot.of("say")
 
 
 def test_the_act_goes_on_when_input_is_fresh_again_and_changes_count_from_the_held_pose(cell, robot):
