@@ -50,7 +50,7 @@ class CommandOutlet:
         self._send, self._ros_now_ns, self._dry_run = send, ros_now_ns, dry_run
         self._last: np.ndarray | None = None
         self._held: np.ndarray | None = None
-        self._answered_ns: int | None = None
+        self._answer: tuple[int, np.ndarray] | None = None  # Stamp and command that answered it.
         self._sent_ns: int | None = None
 
     def begin(self) -> None:
@@ -60,12 +60,12 @@ class CommandOutlet:
             LimitExceeded: The robot is so far outside its bounds that the first command would be a jump.
         """
         if not self.moving:
-            self._last = self._held = self._answered_ns = self._sent_ns = None
+            self._last = self._held = self._answer = self._sent_ns = None
             self._gate.reset(self.where())
 
     def clock_went_back(self) -> None:
         """Forgets times and stamps of the clock before."""
-        self._sent_ns = self._answered_ns = None
+        self._sent_ns = self._answer = None
 
     def gated(self, action: np.ndarray) -> tuple[np.ndarray, Gate]:
         """Returns the command float [D] for an action, and what the gate did.
@@ -94,7 +94,7 @@ class CommandOutlet:
         if self._dry_run or not for_real:
             return gate | Gate.DRY_RUN
         self._send(command, stamp_ns)
-        self._last, self._answered_ns = command, stamp_ns
+        self._last, self._answer = command, (stamp_ns, command)
         self._sent_ns = self._ros_now_ns() if self._ros_now_ns is not None else None
         self.moving = not gate & Gate.HELD
         if not self.moving:
@@ -103,9 +103,9 @@ class CommandOutlet:
 
     def send_again(self, stamp_ns: int) -> bool:
         """Repeats the last command if it answered this observation; returns whether it did."""
-        if self._answered_ns != stamp_ns or self._last is None:
+        if self._answer is None or self._answer[0] != stamp_ns:
             return False
-        self._send(self._last, stamp_ns)
+        self._send(self._answer[1], stamp_ns)
         return True
 
     def still(self) -> np.ndarray | None:
@@ -129,7 +129,7 @@ class CommandOutlet:
         if still is not None:
             self._send(still, NO_OBSERVATION_NS)
             self._keep(still)
-        self.moving, self._answered_ns = False, None
+        self.moving = False
 
     def _keep(self, still: np.ndarray) -> None:
         """Lets the limit on change count from where the robot is held."""

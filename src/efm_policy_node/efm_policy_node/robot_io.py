@@ -29,7 +29,7 @@ from efm_ros.intake import Intake
 from efm_ros.names import in_robot, robot_label
 from efm_ros.qos import COMMANDS, EVENTS, LATCHED
 
-COMPLAINT_PERIOD_S = 2.0
+COMPLAINT_PERIOD_S = 1.0
 FLUSH_S = 0.3  # A robot that has gone confirms nothing; the last command is not worth more waiting.
 
 
@@ -75,7 +75,7 @@ class RobotIo:
         self._complained_s: dict[str, float] = {}
         self.loop = RobotLoop(embodiment, settings, self, self._now_ns, time.monotonic)
         inputs = RobotInputs(
-            embodiment, robot, self.loop.add_image, self.loop.add_state, self._complain, self._now_ns
+            embodiment, robot, self.loop.add_image, self.loop.add_state, self._invalid, self._now_ns
         )
         inputs.subscribe(intake.subscribe)
         self._switches: list[Any] = []
@@ -145,23 +145,27 @@ class RobotIo:
 
     def say(self, text: str) -> None:
         """Logs a warning."""
-        self._node.get_logger().warning(f"{self.label or 'robot'}: {text}")
+        self._complain(text.partition(":")[0].partition(" after ")[0], text)
 
     # Inputs and people
     # --------------------------------------------------------------------------------------------------
 
-    def _complain(self, topic: str, error: EfmError) -> None:
-        """Tells of a message that cannot be used, not more often than people can read; it counts as none."""
+    def _invalid(self, topic: str, error: EfmError) -> None:
+        """Tells of a message that cannot be used; it counts as none."""
+        self._complain(topic, f"ignored what came on '{topic}': {error}")
+
+    def _complain(self, about: str, text: str) -> None:
+        """Warns, about one thing not more often than people can read."""
         now_s = time.monotonic()
-        if now_s - self._complained_s.get(topic, -math.inf) >= COMPLAINT_PERIOD_S:
-            self._complained_s[topic] = now_s
-            self.say(f"ignored what came on '{topic}': {error}")
+        if now_s - self._complained_s.get(about, -math.inf) >= COMPLAINT_PERIOD_S:
+            self._complained_s[about] = now_s
+            self._node.get_logger().warning(f"{self.label or 'robot'}: {text}")
 
     def _take_wish(self, message: Command) -> None:
         try:
             self.loop.human_command(decode_command(self._embodiment, message)[0])
         except EfmError as error:
-            self._complain("teleop/command", error)
+            self._invalid("teleop/command", error)
 
     def _add_switch(self, name: str, turn: Callable[[bool], None]) -> None:
         """Offers a latched Bool topic and its SetBool twin, which publishes on that topic for all to see."""

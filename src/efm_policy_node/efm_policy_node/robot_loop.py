@@ -37,8 +37,7 @@ from efm_policy_node.person import Person
 class RobotLoop:
     """The control loop of one robot.
 
-    Life: `enable`, then any number of `begin` ... `RobotPorts.ended`, then `disable`. Inputs may come
-        always.
+    Life: `enable`, any number of `begin` ... `RobotPorts.ended`, then `disable`. Inputs may come always.
     """
 
     def __init__(
@@ -61,6 +60,7 @@ class RobotLoop:
         self._settings = replace(settings, infer_ahead=0) if settings.lockstep else settings
         self._lockstep = settings.lockstep
         self._execute = embodiment.action.execute
+        self._has_cameras = bool(embodiment.cameras)
         self._period_s = 1.0 / embodiment.control_rate_hz
         self._ports, self._ros_now_ns, self._steady_s = ports, ros_now_ns, steady_s
         self._lock = threading.RLock()
@@ -126,7 +126,8 @@ class RobotLoop:
             self._due_s = self._ticked_ns = None
             self._assembler.start(goal.start_ns)
             self._cadence.pause()
-            now_s = self._feed()
+            now_s = self._steady_s()
+            self._watch.feed(now_s, self._ros_now_ns() / 1e9)
             if self._lockstep:
                 self._input_s = now_s
                 self._see(now_s)
@@ -193,7 +194,8 @@ class RobotLoop:
     def add_image(self, camera: str, stamp_ns: int, image: ImageArray) -> None:
         """Takes an image uint8 [H, W, 3] RGB; raises ObservationInvalid."""
         with self._lock:
-            self._arrived(stamp_ns, self._assembler.add_image(camera, stamp_ns, image))
+            is_new = self._assembler.add_image(camera, stamp_ns, image)
+            self._arrived(stamp_ns, is_new, makes_an_observation=is_new)
 
     def add_state(self, stamp_ns: int, values: np.ndarray) -> None:
         """Takes a state [S]; raises ObservationInvalid."""
@@ -201,7 +203,7 @@ class RobotLoop:
             is_new = self._assembler.add_state(stamp_ns, values)
             if is_new:
                 self._outlet.state = values
-            self._arrived(stamp_ns, is_new)
+            self._arrived(stamp_ns, is_new, makes_an_observation=is_new and not self._has_cameras)
 
     def tick(self) -> None:
         """Says that a command is due, in rate mode; it leaves as soon as there is a new observation."""
@@ -261,7 +263,7 @@ class RobotLoop:
     # From observation to command; the lock is held from here on
     # --------------------------------------------------------------------------------------------------
 
-    def _arrived(self, stamp_ns: int, is_new: bool) -> None:
+    def _arrived(self, stamp_ns: int, is_new: bool, makes_an_observation: bool) -> None:
         now_s = self._input_s = self._steady_s()
         if self._assembler.time_line != self._time_line:
             self._time_line = self._assembler.time_line
@@ -269,7 +271,7 @@ class RobotLoop:
         if not self.wants_input or not self._enabled:
             return
         if not self._lockstep:
-            if is_new and not self._assembler.why_not_ready(self._ros_now_ns()):
+            if makes_an_observation and not self._assembler.why_not_ready(self._ros_now_ns()):
                 self._feed()
             if self._due_s is not None:
                 self._see(now_s)
@@ -287,7 +289,7 @@ class RobotLoop:
         seen = Seen(observation, self._input_s, now_s if self._due_s is None else self._due_s)
         self._due_s = None
         self._stamp_ns = observation.stamp_ns
-        if self._lockstep:
+        if self._lockstep or self._watch.is_stale:
             self._feed()
         if self._waiting is not None:  # Someone else moved the world on: the old observation is past.
             self._drop_plan()
@@ -369,13 +371,11 @@ class RobotLoop:
         elif self._act is not None:
             self._ports.say("the clock went back; planning anew")
 
-    def _feed(self) -> float:
-        """Tells the watch that all is well now; returns the time on the steady clock."""
-        now_s = self._steady_s()
-        was_stale_s = self._watch.feed(now_s, self._ros_now_ns() / 1e9)
+    def _feed(self) -> None:
+        """Tells the watch that all is well now."""
+        was_stale_s = self._watch.feed(self._steady_s(), self._ros_now_ns() / 1e9)
         if was_stale_s is not None and self._act is not None:
             self._ports.say(f"input is fresh again after {was_stale_s:.2f} s; going on")
-        return now_s
 
     def _check_inference(self, since_s: float) -> None:
         """Holds still while an inference takes long; what it decides is still carried out."""

@@ -114,6 +114,21 @@ def test_a_world_that_goes_silent_is_told_and_then_ends_the_act(lockstep, robot)
     assert robot.endings[0].reason == Reason.STALE_INPUT and "nothing new" in robot.endings[0].message
 
 
+def test_a_command_that_a_frozen_world_never_took_is_repeated_when_it_thaws(lockstep, robot):
+    lockstep.begin()
+    lockstep.observe(1000)
+    lockstep.decide((0.0, 0.1))
+    for _ in range(50):
+        robot.wait(0.1, ros=False)
+        lockstep.loop.check()
+    assert robot.sent[-1][1] < 1000  # held still meanwhile
+    lockstep.observe(1000)
+    assert robot.sent[-1][1] == 1000 and robot.sent[-1][0] == pytest.approx([0.0, 0.1])
+    lockstep.observe(2000)
+    lockstep.decide((0.0, 0.2))
+    assert len(robot.steps) == 2
+
+
 def test_a_slow_inference_is_no_silence_of_the_world(lockstep, robot):
     lockstep.begin()
     lockstep.observe(1000)
@@ -250,6 +265,30 @@ def test_the_limit_counts_from_the_last_arrival_and_not_from_the_tick_that_used_
         robot.wait(PERIOD_S / 10)
         cell.loop.check()
     assert (robot.ros_ns - arrived_ns) / 1e9 <= 2 * PERIOD_S + PERIOD_S / 10 + 1e-9
+
+
+def test_a_state_that_keeps_coming_does_not_hide_a_dead_camera(cell, robot):
+    cell.begin()
+    cell.step(state=(0.3, 0.3))
+    cell.loop.add_image("top", robot.ros_ns + 1, np.zeros((6, 8, 3), np.uint8))  # the last image ever
+    died_ns, sent = robot.ros_ns, len(robot.sent)
+    while len(robot.sent) == sent:
+        robot.wait(PERIOD_S / 10)
+        cell.loop.add_state(robot.ros_ns, np.array([0.3, 0.3]))
+        cell.loop.check()
+    assert (robot.ros_ns - died_ns) / 1e9 <= 2 * PERIOD_S + PERIOD_S / 10 + 1e-9
+
+
+def test_a_new_act_says_nothing_of_the_gap_before_it(cell, robot):
+    cell.begin()
+    cell.step()
+    robot.wait(1.0)
+    cell.loop.check()
+    cell.loop.cancel()
+    robot.wait(60.0)
+    cell.begin()
+    cell.step()
+    assert len(robot.of("say")) == 1  # of the gap in the first act
 
 
 def test_a_camera_as_slow_as_the_control_rate_is_not_stale(cell, robot):
