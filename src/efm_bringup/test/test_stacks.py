@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from rclpy import node as rclpy_node
+from rclpy.lifecycle import node as lifecycle
 
 from efm_bringup.stacks import STACKS, NodeSpec, nodes_of, read_arguments
 from efm_bringup.up_command import parse_assignments
@@ -190,3 +192,29 @@ def test_a_dry_run_moves_nothing_in_resets_either():
     nodes = nodes_of("cell", {"reward": "r", "policy": "p", "dry_run": "true"})
     given = {node.name: node.parameters.get("dry_run") for node in nodes}
     assert given == {"policy": True, "reward": None, "episodes": "true"}
+
+
+@pytest.mark.parametrize("module", [module for module, _ in PARAMETERS.values()])
+def test_no_node_hides_what_rclpy_keeps(module):
+    # A node that called its own list `_services` had lost its parameter services: rclpy's list has that name.
+    path = Path(importlib.util.find_spec(module.replace(".parameters", ".node")).origin)
+    assert (
+        private_names(path) & private_names(*(Path(base.__file__) for base in (rclpy_node, lifecycle)))
+        == set()
+    )
+
+
+def private_names(*paths: Path) -> set[str]:
+    """Attributes with one underscore that the classes of some files set on themselves."""
+    return {
+        target.attr
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Attribute)
+        and target.attr.startswith("_")
+        and not target.attr.startswith("__")
+        and isinstance(target.value, ast.Name)
+        and target.value.id == "self"
+    }

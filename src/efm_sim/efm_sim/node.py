@@ -82,7 +82,7 @@ class SimNode(EfmLifecycleNode):
         """Declares the parameters."""
         super().__init__("sim", **options)
         self._loop: WorldLoop | None = None
-        self._services: list[Service] = []
+        self._resets: list[Service] = []
         self._actions: list[ActionServer] = []
         self._acts: dict[str, RunningAct] = {}
         self._counted = (0.0, 0)
@@ -124,7 +124,7 @@ class SimNode(EfmLifecycleNode):
         )
         for robot in settings.robots:
             name = in_robot(robot, embodiment.reset.service)
-            self._services.append(self.create_service(ResetWorld, name, partial(self._reset, robot)))
+            self._resets.append(self.create_service(ResetWorld, name, partial(self._reset, robot)))
             self._actions.append(
                 ActionServer(
                     self,
@@ -155,10 +155,10 @@ class SimNode(EfmLifecycleNode):
             self._loop = None
         for server in self._actions:
             server.destroy()
-        for service in self._services:
+        for service in self._resets:
             self.destroy_service(service)
         self._actions.clear()
-        self._services.clear()
+        self._resets.clear()
 
     def update_diagnostics(self) -> None:
         """Tells how fast the worlds step."""
