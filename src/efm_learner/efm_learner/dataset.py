@@ -11,7 +11,7 @@ import hashlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,28 @@ from tqdm import tqdm
 
 from efm_core.bundle import embodiment_differences
 from efm_core.embodiment import Embodiment
-from efm_core.episode import Actor, EndReason, Episode, Mode, Outcome, Summary, list_episodes, read_episode, read_summary
+from efm_core.episode import (
+    Actor,
+    EndReason,
+    Episode,
+    Mode,
+    Outcome,
+    Summary,
+    list_episodes,
+    read_episode,
+    read_summary,
+)
 from efm_core.episode_file import bag_file
 from efm_core.errors import EfmError, EmbodimentMismatch, EpisodeInvalid
 from efm_core.files import sha256_of
 from efm_learner.frame_cache import FrameCache, Wanted
-from efm_learner.samples import EpisodeArrays, Labelling, StepTable, make_table
+from efm_learner.samples import EpisodeArrays, Frames, Labelling, StepTable, make_table
 
 # Who must have decided a step for it to be imitated; EXTERNAL is whoever commanded a foreign recording.
 DEMONSTRATORS = (Actor.EXPERT, Actor.HUMAN, Actor.EXTERNAL)
+
+# Gives camera -> frames of all rows of some episodes.
+FramesOf = Callable[[Sequence[EpisodeArrays]], dict[str, Frames]]
 
 _log = logging.getLogger(__name__)
 
@@ -77,8 +90,38 @@ def load_tables(
         EpisodeInvalid: No usable episode.
         EmbodimentMismatch: An episode was recorded with another embodiment.
     """
+    episodes, frames, skipped = load_episodes(folder, embodiment, cache)
+    training, held_out = split_episodes(episodes, validation_share, seed)
+    return Tables(
+        make_table(training, embodiment, labelling, frames(training)),
+        make_table(held_out, embodiment, labelling, frames(held_out))
+        if any(episode.success for episode in held_out)
+        else None,
+        dict(skipped),
+    )
+
+
+def load_episodes(
+    folder: Path, embodiment: Embodiment, cache: Path | None = None, more: Sequence[Wanted] = ()
+) -> tuple[list[EpisodeArrays], FramesOf, Counter[str]]:
+    """Reads the demonstrations in a folder, through the cache.
+
+    Args:
+        folder: Holds the episodes' folders.
+        embodiment: They must have been recorded with it.
+        cache: Folder of decoded frames; None: `<folder>/.cache`.
+        more: Other episodes to load with them.
+
+    Returns:
+        The episodes in order of their ids, without images; a function that gives the frames of any of them;
+        and why episodes were left out.
+
+    Raises:
+        EpisodeInvalid: No usable episode.
+        EmbodimentMismatch: An episode was recorded with another embodiment.
+    """
     skipped: Counter[str] = Counter()
-    wanted = []
+    wanted = list(more)
     for path in list_episodes(folder):
         try:
             summary = read_summary(path)
@@ -104,15 +147,7 @@ def load_tables(
             "; ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "no episode at all"
         )
         raise EpisodeInvalid(f"{folder}: expected collected episodes with an outcome, found {found}")
-    episodes = sorted(episodes, key=lambda episode: episode.id)
-    training, held_out = split_episodes(episodes, validation_share, seed)
-    return Tables(
-        make_table(training, embodiment, labelling, frames(training)),
-        make_table(held_out, embodiment, labelling, frames(held_out))
-        if any(episode.success for episode in held_out)
-        else None,
-        dict(skipped),
-    )
+    return sorted(episodes, key=lambda episode: episode.id), frames, skipped
 
 
 def why_left_out(summary: Summary) -> str:
