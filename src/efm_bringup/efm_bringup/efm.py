@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "efm_bringup.practice_command",
         "Stage 2: let robots practise until the budget or the guard ends it.",
     ),
-    "refit": ("efm_learner.refit_command", "Learn steps-to-go anew, also from the episodes of a practice run."),
+    "refit": ("efm_learner.refit_command", "Learn steps-to-go anew, also from a practice run."),
     "report": ("efm_bringup.report_command", "Make one HTML page of a run."),
     "watch": ("efm_bringup.watch_command", "The fleet in a terminal."),
     "doctor": ("efm_bringup.doctor_command", "Look at a running graph and say what is missing or odd."),
