@@ -12,7 +12,7 @@ from typing import Any
 from efm_core.errors import BadRequest
 from efm_core.files import disk_full_is_told, sync, write_synced
 
-__all__ = ["JsonLines"]
+__all__ = ["JsonLines", "replace_file"]
 
 
 class JsonLines:

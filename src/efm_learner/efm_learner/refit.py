@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Set
@@ -30,6 +31,7 @@ from efm_learner.calibrate import calibrate, firing_times
 from efm_learner.dataset import episode_arrays, load_episodes, split_episodes
 from efm_learner.export import export_bundle, load_network
 from efm_learner.frame_cache import Wanted
+from efm_learner.json_lines import replace_file
 from efm_learner.labelling import Judge
 from efm_learner.rollouts import check_practised
 from efm_learner.samples import EpisodeArrays, StepTable, make_table
@@ -65,7 +67,7 @@ class RefitResult:
 def refit(
     run: Path, reward: Bundle, verifier: Bundle, demonstrations: Path, out: Path, steps: int | None = None
 ) -> RefitResult:
-    """Trains a new reward bundle into `<out>/bundles/`. Run again with the same arguments, it resumes.
+    """Trains a new reward bundle into `<out>/bundles/`; `result.json` names it. Run again, it resumes.
 
     Args:
         run: Folder of a practice run.
@@ -122,6 +124,8 @@ def refit(
         success_threshold=detector["threshold"],
         success_hold=int(detector["hold"]),
     )
+    summary = {"reward": bundle.id, "practice": dict(labelled), "calibration": report}
+    replace_file(out / "result.json", (json.dumps(summary, indent=2) + "\n").encode())
     return RefitResult(bundle, dict(labelled), _fooled(reward, bundle, unseen, own))
 
 

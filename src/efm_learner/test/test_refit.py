@@ -101,7 +101,8 @@ def test_refitting_teaches_what_fooled_the_detector_and_keeps_what_was_confirmed
     assert "practice episodes: 12 censored, 8 successful, 2 left out" in told
     assert "1.00 before, 0.00 after" in told
     assert "train a new verifier for the next run" in told
-    bundle = load_bundle(next(path for path in (tmp_path / "out/bundles").iterdir()))
+    named = json.loads((tmp_path / "out/result.json").read_text())
+    bundle = load_bundle(tmp_path / "out/bundles" / named["reward"])
     assert (bundle.manifest.kind, bundle.manifest.parent_id) == ("reward", reward.id)
     assert bundle.manifest.training["stage"] == "refit"
     assert bundle.manifest.training["verifier"] == verifier.id
