@@ -132,7 +132,7 @@ class Pilot:
             self._threads.append(thread)
             thread.start()
 
-    def close(self, timeout_s: float = 10.0) -> None:
+    def close(self, timeout_s: float = 2.0) -> None:
         """Ends the threads, after the inference that runs."""
         self._closing = True
         self._intake.wake()

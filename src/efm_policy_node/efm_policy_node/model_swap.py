@@ -149,7 +149,7 @@ class ModelSwap:
             if policy is self._current:
                 self._previous = None
 
-    def close(self, timeout_s: float = 5.0) -> None:
+    def close(self, timeout_s: float = 2.0) -> None:
         """Ends the thread; what it is doing is finished or left."""
         with self._lock:
             self._closing = True

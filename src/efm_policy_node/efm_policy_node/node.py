@@ -53,6 +53,7 @@ class _Robot:
         self.status = status
         self.server: ActServer | None = None
         self.report: Report | None = None  # Of the bundle that waits for this robot's act to end.
+        self.rivals: tuple[str, ...] = ()  # Other commanders at the last look.
 
 
 class PolicyNode(EfmLifecycleNode):
@@ -90,7 +91,6 @@ class PolicyNode(EfmLifecycleNode):
                 f"{embodiment.action.chunk} actions of embodiment '{embodiment.name}'"
             )
         self._models = ModelSwap(embodiment, self, settings.keep_bundles)
-        self._fetcher = BundleFetcher(self, settings.bundle_folder, settings.learner)
         self._intake = Intake(self)
         dry_run = embodiment.dry_run if settings.dry_run is None else settings.dry_run
         loop = LoopSettings(
@@ -124,6 +124,7 @@ class PolicyNode(EfmLifecycleNode):
         if simulated and not settings.lockstep:
             self._own(self.destroy_timer, self.create_timer(period_s, self._tick))
         if settings.follow_models and settings.learner:
+            self._fetcher = BundleFetcher(self, settings.bundle_folder, settings.learner)
             topic = f"{settings.learner.rstrip('/')}/models"
             follow = self.create_subscription(ModelInfo, topic, self._announced, MODELS)
             self._own(self.destroy_subscription, follow)
@@ -187,7 +188,7 @@ class PolicyNode(EfmLifecycleNode):
         if self._embodiment is None:
             return
         for robot in self._robots:
-            diagnose_robot(self, robot.io, self._embodiment, self._rivals(robot.io).names)
+            diagnose_robot(self, robot.io, self._embodiment, robot.rivals)
         current = self._models.current if self._models is not None else None
         refusal = self._models.refusal if self._models is not None else None
         self.diagnose(
@@ -271,9 +272,11 @@ class PolicyNode(EfmLifecycleNode):
     def _look_for_rivals(self) -> None:
         """Stops acting where another commander has turned up: two of them would fight over the robot."""
         for robot in self._robots:
-            if robot.io.loop.status().acting and (names := self._rivals(robot.io).names):
+            robot.rivals = self._rivals(robot.io).names
+            if robot.rivals:
+                names = ", ".join(robot.rivals)
                 robot.io.loop.cancel(
-                    Reason.BUSY, f"another commander turned up on the command topic: {', '.join(names)}"
+                    Reason.BUSY, f"another commander turned up on the command topic: {names}"
                 )
 
     def _tick(self) -> None:

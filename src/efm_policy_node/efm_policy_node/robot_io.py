@@ -63,7 +63,8 @@ class RobotIo:
             intake: Takes the observations.
             request: Takes the jobs of the loop.
             ended: Takes the endings of its acts.
-            takeover: Whether a person can take over here; not where one acts in any case.
+            takeover: Whether a person can take over here, and there are the services `takeover_set` and
+                `estop_set`; not where a person acts in any case.
         """
         self.robot, self.label = robot, robot_label(node, robot)
         self._node, self._embodiment = node, embodiment
@@ -78,10 +79,12 @@ class RobotIo:
             embodiment, robot, self.loop.add_image, self.loop.add_state, self._invalid, self._now_ns
         )
         inputs.subscribe(intake.subscribe)
-        self._switches: list[Any] = []
-        self._add_switch("estop", self.loop.set_estop)
+        self._owned: list[tuple[Callable[[Any], Any], Any]] = []
+        self._listen("estop", self.loop.set_estop)
         if takeover:
-            self._add_switch("takeover", self.loop.set_takeover)
+            self._listen("takeover", self.loop.set_takeover)
+            self._serve("estop", self.loop.set_estop)
+            self._serve("takeover", self.loop.set_takeover)
         kind = message_type(embodiment.action)
         wishes = in_robot(robot, "teleop/command")
         self._wishes = node.create_subscription(kind, wishes, self._take_wish, COMMANDS)
@@ -100,10 +103,9 @@ class RobotIo:
         self._channel.destroy()
         self._node.destroy_publisher(self._steps)
         self._node.destroy_subscription(self._wishes)
-        for publisher, subscription, service in self._switches:
-            self._node.destroy_publisher(publisher)
-            self._node.destroy_subscription(subscription)
-            self._node.destroy_service(service)
+        for destroy, thing in self._owned:
+            destroy(thing)
+        self._owned.clear()
 
     def _now_ns(self) -> int:
         return self._node.get_clock().now().nanoseconds
@@ -167,25 +169,29 @@ class RobotIo:
         except EfmError as error:
             self._invalid("teleop/command", error)
 
-    def _add_switch(self, name: str, turn: Callable[[bool], None]) -> None:
-        """Offers a latched Bool topic and its SetBool twin, which publishes on that topic for all to see."""
+    def _listen(self, name: str, turn: Callable[[bool], None]) -> None:
+        """Follows a latched Bool topic."""
+        subscription = self._node.create_subscription(
+            Bool, in_robot(self.robot, name), lambda message: self._turned(name, turn, message.data), LATCHED
+        )
+        self._owned.append((self._node.destroy_subscription, subscription))
+
+    def _serve(self, name: str, turn: Callable[[bool], None]) -> None:
+        """Offers the SetBool twin of a latched Bool topic, which publishes there for all to see."""
         topic = in_robot(self.robot, name)
         publisher = self._node.create_publisher(Bool, topic, LATCHED)
-        subscription = self._node.create_subscription(
-            Bool, topic, lambda message: self._turned(name, turn, message.data), LATCHED
-        )
 
-        def serve(request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        def set_it(request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
             self._turned(name, turn, request.data)
             publisher.publish(Bool(data=request.data))
             response.success, response.message = True, f"{name} is {'on' if request.data else 'off'}"
             return response
 
-        service = self._node.create_service(SetBool, f"{topic}_set", serve)
-        self._switches.append((publisher, subscription, service))
+        service = self._node.create_service(SetBool, f"{topic}_set", set_it)
+        self._owned += [(self._node.destroy_service, service), (self._node.destroy_publisher, publisher)]
 
     def _turned(self, name: str, turn: Callable[[bool], None], on: bool) -> None:
         status = self.loop.status()
         if on != (status.estop if name == "estop" else status.takeover):
-            self.say(f"{name} {'on' if on else 'off'}")
+            self._node.get_logger().warning(f"{self.label or 'robot'}: {name} {'on' if on else 'off'}")
         turn(on)

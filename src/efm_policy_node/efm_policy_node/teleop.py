@@ -8,10 +8,12 @@ takeover the policy node does. Buttons take over, stop, and mark episodes. Left 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from rclpy.client import Client
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from sensor_msgs.msg import Joy
@@ -31,7 +33,7 @@ from efm_policy_node.steering import Pad, Steering, Switches
 from efm_ros.commands import encode_command, message_type
 from efm_ros.conversion import stamp_to_ns
 from efm_ros.intake import Intake
-from efm_ros.lifecycle import EfmLifecycleNode, NodeParameters
+from efm_ros.lifecycle import OK, EfmLifecycleNode, NodeParameters
 from efm_ros.parameters import param
 from efm_ros.qos import COMMANDS, LATCHED
 
@@ -102,10 +104,11 @@ class TeleopNode(EfmLifecycleNode):
         self._server: ActServer | None = None
         self._pilot: Pilot | None = None
         self._checks: Checks | None = None
-        self._things: list[Any] = []
-        self._pad, self._pad_s = Pad(), -np.inf
+        self._owned: list[tuple[Callable[[Any], Any], Any]] = []
+        self._episodes: dict[str, Client] = {}
+        self._others: tuple[str, ...] = ()
+        self._pad, self._pad_s = Pad(), -math.inf
         self._takeover = self._steers = False
-        self._rng = np.random.default_rng()
 
     # Lifecycle
     # --------------------------------------------------------------------------------------------------
@@ -145,14 +148,21 @@ class TeleopNode(EfmLifecycleNode):
         self._estop_topic = self.create_publisher(Bool, "estop", LATCHED)
         self._episodes = {name: self.create_client(Trigger, f"episodes/{name}") for name in EPISODE_BUTTONS}
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._things = [
-            self.create_subscription(Joy, "joy", self._joy, 5),
-            self.create_subscription(Bool, "takeover", self._taken_over, LATCHED),
+        timers = [
             self.create_timer(period_s, self._steer, clock=steady),
             self.create_timer(1.0, self._look_for_rivals, clock=steady),
         ]
         if simulated and not settings.lockstep:
-            self._things.append(self.create_timer(period_s, self._io.loop.tick))
+            timers.append(self.create_timer(period_s, self._io.loop.tick))
+        subscriptions = [
+            self.create_subscription(Joy, "joy", self._joy, 5),
+            self.create_subscription(Bool, "takeover", self._taken_over, LATCHED),
+        ]
+        publishers = [self._wish, self._takeover_topic, self._estop_topic]
+        self._owned += [(self.destroy_timer, timer) for timer in timers]
+        self._owned += [(self.destroy_subscription, subscription) for subscription in subscriptions]
+        self._owned += [(self.destroy_publisher, publisher) for publisher in publishers]
+        self._owned += [(self.destroy_client, client) for client in self._episodes.values()]
 
     def start(self) -> None:
         """Lets acts begin."""
@@ -170,25 +180,26 @@ class TeleopNode(EfmLifecycleNode):
             self._checks.close()
         if self._pilot is not None:
             self._pilot.close()
+        for destroy, thing in self._owned:
+            destroy(thing)
         if self._server is not None:
             self._server.destroy()
         if self._io is not None:
             self._io.close()
-            publishers = (self._wish, self._takeover_topic, self._estop_topic)
-            for publisher in publishers:
-                self.destroy_publisher(publisher)
-        for thing in self._things:
-            destroy = self.destroy_timer if hasattr(thing, "timer_period_ns") else self.destroy_subscription
-            destroy(thing)
         if self._intake is not None:
             self._intake.close()
-        self._things.clear()
+        self._owned.clear()
+        self._episodes.clear()
         self._checks = self._pilot = self._server = self._io = self._intake = None
 
     def update_diagnostics(self) -> None:
         """Tells how the robot is, and whether the gamepad is there."""
         if self._io is not None and self._embodiment is not None:
-            diagnose_robot(self, self._io, self._embodiment, self._rivals().names)
+            diagnose_robot(self, self._io, self._embodiment, self._others)
+            silent_s = time.monotonic() - self._pad_s
+            there = silent_s <= self.parameters.joy_timeout
+            text = "there" if there else "none on 'joy'; 'teleop/command' steers as well"
+            self.diagnose("gamepad", OK, text, silent_s=silent_s, takes_over=self._takeover)
 
     # Acts
     # --------------------------------------------------------------------------------------------------
@@ -213,10 +224,12 @@ class TeleopNode(EfmLifecycleNode):
         return self._io.rivals(self.parameters.known_commanders)
 
     def _look_for_rivals(self) -> None:
-        if self._io is not None and self._io.loop.status().acting and (names := self._rivals().names):
-            self._io.loop.cancel(
-                Reason.BUSY, f"another commander turned up on the command topic: {', '.join(names)}"
-            )
+        if self._io is None:
+            return
+        self._others = self._rivals().names
+        if self._others:
+            names = ", ".join(self._others)
+            self._io.loop.cancel(Reason.BUSY, f"another commander turned up on the command topic: {names}")
 
     # The gamepad
     # --------------------------------------------------------------------------------------------------
@@ -230,8 +243,8 @@ class TeleopNode(EfmLifecycleNode):
                 self._takeover_topic.publish(Bool(data=not self._takeover))
             elif name == "estop":
                 self._estop_topic.publish(Bool(data=not self._io.loop.status().estop))
-            elif self._episodes[name].service_is_ready():
-                self._episodes[name].call_async(Trigger.Request())
+            elif (client := self._episodes[name]).service_is_ready():
+                client.call_async(Trigger.Request())
             else:
                 self.get_logger().warning(f"episodes/{name}: no such service; is the episode node running?")
 
