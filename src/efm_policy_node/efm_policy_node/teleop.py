@@ -28,7 +28,7 @@ from efm_policy_node.commanders import Rivals
 from efm_policy_node.diagnosis import diagnose_robot
 from efm_policy_node.inference import BatchInference, Checks, Pilot
 from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, LoopSettings
-from efm_policy_node.robot_io import RobotIo
+from efm_policy_node.robot_io import RobotIo, newest_only
 from efm_policy_node.steering import Pad, Steering, Switches
 from efm_ros.commands import encode_command, message_type
 from efm_ros.conversion import stamp_to_ns
@@ -156,7 +156,7 @@ class TeleopNode(EfmLifecycleNode):
             timers.append(self.create_timer(period_s, self._io.loop.tick))
         subscriptions = [
             self.create_subscription(Joy, "joy", self._joy, 5),
-            self.create_subscription(Bool, "takeover", self._taken_over, LATCHED),
+            self.create_subscription(Bool, "takeover", newest_only(self._taken_over), LATCHED),
         ]
         publishers = [self._wish, self._takeover_topic, self._estop_topic]
         self._owned += [(self.destroy_timer, timer) for timer in timers]

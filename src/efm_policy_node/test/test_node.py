@@ -23,7 +23,7 @@ from efm_core.safety import Gate
 from efm_core.summary import Actor
 from efm_policy_node.node import PolicyNode
 from efm_policy_node.onnx_policy import Request, load_policy
-from efm_ros.qos import COMMANDS
+from efm_ros.qos import COMMANDS, LATCHED
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,23 @@ def test_a_commander_that_turns_up_later_stops_the_act(cell, ros):
     cell.until(lambda: cell.episode(max_steps=2).result().reason == Reason.OK, "acts to be allowed again")
 
 
+def test_of_several_latched_publishers_the_last_word_counts_for_a_late_joiner(ros, tmp_path):
+    embodiment = embodiment_of(control_rate_hz=50.0)
+    cell = Cell(ros, tmp_path, embodiment)
+    try:
+        others = [cell.node.create_publisher(Bool, "estop", LATCHED) for _ in range(6)]
+        for number, publisher in enumerate(others):
+            publisher.publish(Bool(data=number % 2 == 0))
+        others[2].publish(Bool(data=True))  # the last word, by one that is neither first nor last
+        cell.start(bundle=str(bundle_of(embodiment, tmp_path).path), lockstep=True, follow_models=False)
+        cell.until(lambda: cell.diagnosis("control").message == "the e-stop is pressed", "the e-stop")
+        assert cell.episode().result().reason == Reason.ESTOP
+        others[3].publish(Bool(data=False))
+        cell.until(lambda: cell.episode(max_steps=2).result().reason == Reason.OK, "the release")
+    finally:
+        cell.close()
+
+
 def test_two_policy_nodes_of_one_name_do_not_fight_over_the_robot(cell):
     twin = Process(
         cell.folder,
@@ -231,9 +248,12 @@ def test_inputs_that_make_no_sense_are_ignored_in_clear_words_and_the_robot_stay
 
 def test_diagnostics_tell_rhythm_model_and_provider(cell):
     cell.episode(max_steps=30).result()
-    cell.until(lambda: cell.diagnosis("control").values, "diagnostics")
-    control = {v.key: v.value for v in cell.diagnosis("control").values}
-    model = {v.key: v.value for v in cell.diagnosis("model").values}
+
+    def values(name):
+        return {value.key: value.value for value in cell.diagnosis(name).values}
+
+    cell.until(lambda: float(values("control").get("rate_hz", 0)) > 0, "diagnostics")
+    control, model = values("control"), values("model")
     assert float(control["latency_p99_ms"]) > 0 and float(control["rate_hz"]) > 0
     assert model["bundle_id"] == cell.bundle.id and model["provider"] == "CPUExecutionProvider"
 

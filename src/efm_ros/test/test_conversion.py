@@ -1,5 +1,4 @@
-"""Messages to arrays and back: every encoding, padding, names instead of indices, and what it costs."""
-
+"""Messages to arrays and back: every encoding, padding, names instead of indices."""
 
 import numpy as np
 import pytest
