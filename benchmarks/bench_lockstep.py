@@ -8,7 +8,9 @@ What is compared, in every round of one run, so that the load of the machine cou
 the other;
 - policy: the simulator's process and one policy process over real DDS, all robots in either;
 - expert: the simulator's process alone, its experts acting and publishing everything;
-- recorded: the same with an episode node for each robot that records all of it.
+- recorded: the same with an episode node for each robot that records all of it; resets and the closing of
+files count
+  here, and do not in the yardstick.
 The policy does nothing but burn its time, since networks are another benchmark's. Ratios are of the same
 round; the median round is reported. Prints a table and writes the same as JSON.
 """
@@ -16,6 +18,8 @@ round; the median round is reported. Prints a table and writes the same as JSON.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import platform
@@ -46,6 +50,7 @@ from efm_ros.commands import CommandChannel
 from efm_ros.conversion import image_to_rgb, stamp_to_ns
 from efm_ros.intake import Intake
 from efm_ros.qos import IMAGES, deep
+from efm_sim.expert import STYLES
 from efm_sim.world import make_world
 
 DOMAIN = "101"
@@ -86,6 +91,28 @@ def in_process(world_name: str, options: dict[str, Any], policy_ms: float, secon
             world.reset(1000 + step)
     world.close()
     return count / (time.perf_counter() - began)
+
+
+def expert_in_process(world_name: str, options: dict[str, Any], seconds: float) -> float:
+    """The expert's loop without ROS; resets are not timed, as they are not through ROS."""
+    world = make_world(world_name, **options)
+    count, spent = 0, 0.0
+    for seed in itertools.count(1):
+        world.reset(seed)
+        expert = world.expert(STYLES["perfect"], seed)
+        began = time.perf_counter()
+        for _ in range(world.spec.max_steps):
+            if expert.finished:
+                break
+            world.step(expert.act())
+            count += 1
+        spent += time.perf_counter() - began
+        if seed == 1:  # The first episode fills caches.
+            count, spent = 0, 0.0
+        if spent > seconds:
+            break
+    world.close()
+    return count / spent
 
 
 def policy_process(arguments: list[str]) -> None:
@@ -305,26 +332,27 @@ def main() -> int:
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ.setdefault("ROS_DOMAIN_ID", DOMAIN)
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(root / "config" / "fastdds_localhost.xml"))
-    measures: dict[str, Callable[[], float]] = {
-        "in process": lambda: in_process(given.world, options, given.policy_ms, given.seconds),
-        "in process, expert's world alone": lambda: in_process(given.world, options, 0.0, given.seconds),
-    }
+    with_policy = functools.partial(in_process, given.world, options, given.policy_ms, given.seconds)
+    by_expert = functools.partial(expert_in_process, given.world, options, given.seconds)
+    # Name -> (what is measured, its yardstick in process).
+    measures: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     for number in (1, 2):
         robots = f"{number} robot{'s' if number > 1 else ''}"
-        measures[f"policy, {robots}"] = lambda n=number: through_policy(
-            given.world, options, given.policy_ms, given.seconds, n
+        policy = functools.partial(
+            through_policy, given.world, options, given.policy_ms, given.seconds, number
         )
-        measures[f"expert, {robots}"] = lambda n=number: through_expert(
-            given.world, options, given.seconds, n
+        measures[f"policy, {robots}"] = policy, with_policy
+        expert = functools.partial(through_expert, given.world, options, given.seconds, number)
+        measures[f"expert, {robots}"] = expert, by_expert
+        measures[f"recorded, {robots}"] = (
+            functools.partial(recorded, given.world, options, given.seconds, number),
+            by_expert,
         )
-        measures[f"recorded, {robots}"] = lambda n=number: recorded(given.world, options, given.seconds, n)
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[str, dict[str, float]]] = []
     for index in range(given.rounds):
-        rounds.append({name: measure() for name, measure in measures.items()})
-        print(
-            f"round {index + 1}: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rounds[-1].items()),
-            flush=True,
-        )
+        rounds.append({name: compared(*pair) for name, pair in measures.items()})
+        line = ", ".join(f"{name} {one['steps_per_second']:.0f}" for name, one in rounds[-1].items())
+        print(f"round {index + 1}: {line}", flush=True)
     report = {
         "world": given.world,
         "world_options": options,
@@ -335,25 +363,26 @@ def main() -> int:
         "python": platform.python_version(),
         "load": os.getloadavg(),
         "rounds": rounds,
-        "median": {name: statistics.median(one[name] for one in rounds) for name in measures},
-        "ratio": {
-            name: statistics.median(one[name] / one[_yardstick(name)] for one in rounds) for name in measures
+        "median": {
+            name: {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
+            for name in measures
         },
     }
     print(f"\n{given.world}, policy of {given.policy_ms:g} ms, {os.cpu_count()} cores")
-    for name in measures:
-        print(f"  {name:<34} {report['median'][name]:8.0f} steps/s   {report['ratio'][name]:6.0%}")
+    print(f"  {'':<20}{'steps/s':>10}{'in process':>12}{'ratio':>8}")
+    for name, one in report["median"].items():
+        print(f"  {name:<20}{one['steps_per_second']:10.0f}{one['in_process']:12.0f}{one['ratio']:8.0%}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(report, indent=1))
     return 0
 
 
-def _yardstick(name: str) -> str:
-    return (
-        "in process"
-        if name.startswith(("policy", "in process")) and "alone" not in name
-        else ("in process, expert's world alone")
-    )
+def compared(measure: Callable[[], float], yardstick: Callable[[], float]) -> dict[str, float]:
+    """Measures between two yardsticks, so that the load of the machine counts for both."""
+    before = yardstick()
+    rate = measure()
+    reference = (before + yardstick()) / 2
+    return {"steps_per_second": rate, "in_process": reference, "ratio": rate / reference}
 
 
 if __name__ == "__main__":
