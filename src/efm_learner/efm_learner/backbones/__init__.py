@@ -16,11 +16,10 @@ import torch
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, nearest
 
-# Name -> "module:class". The modules are imported when they are asked for: `vlm` needs transformers.
+# Name -> "module:class". The modules are imported when they are asked for.
 BACKBONES: Mapping[str, str] = {
     "state": "efm_learner.backbones.state:StateBackbone",
     "small": "efm_learner.backbones.small:SmallBackbone",
-    "vlm": "efm_learner.backbones.vlm:VlmBackbone",
 }
 
 Batch = Mapping[str, torch.Tensor]
