@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("efm_bringup.demo", "From nothing to a policy that practised, with a report."),
     "up": ("efm_bringup.up_command", "Start a stack of nodes, as the launch file of that name does."),
     "collect": ("efm_episode_node.collect_command", "Run episodes and show their progress."),
-    "episodes": ("efm_episode_node.episodes_command", "List, show, check, plot, export and import episodes."),
+    "episodes": ("efm_episode_node.episodes_command", "List, show, check and plot episodes."),
     "sft": ("efm_learner.sft_command", "Stage 1: train a policy and a reward model on demonstrations."),
     "bundle": ("efm_core.bundle_command", "Show, check and compare model bundles."),
     "evaluate": (

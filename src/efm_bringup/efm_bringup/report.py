@@ -156,7 +156,7 @@ def _films(run: Path) -> list[str]:
     for folder in sorted(
         episode
         for robot in (run / "evaluations").glob("*/")
-        for episode in list_episodes(robot / "evaluation")
+        for episode in list_episodes(robot / ".evaluation")
     ):
         summary = read_summary(folder)
         # Sampled episodes come first, and greedy ones use the same seeds.

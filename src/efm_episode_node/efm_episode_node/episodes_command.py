@@ -1,11 +1,9 @@
-"""`efm episodes`: looks at recorded episodes, checks them, and moves them to and from LeRobot's format.
+"""`efm episodes`: looks at recorded episodes and checks them.
 
     efm episodes list spool/robot_1
     efm episodes show spool/robot_1/20261122T140102Z-1a2b3c4d
     efm episodes check spool/robot_1
     efm episodes plot spool/robot_1/20261122T140102Z-1a2b3c4d --out episode.png
-    efm episodes export spool/robot_1 --to lerobot --out dataset
-    efm episodes import dataset --from lerobot --embodiment table --out spool/robot_1
 
 Needs no ROS: whatever machine holds the files will do.
 """
@@ -42,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="efm episodes", description="Looks at recorded episodes.")
-    verbs = parser.add_subparsers(required=True, metavar="list|show|check|plot|export|import")
+    verbs = parser.add_subparsers(required=True, metavar="list|show|check|plot")
     verb = verbs.add_parser("list", help="one line for every episode in a folder")
     verb.add_argument("folder", type=Path)
     verb.set_defaults(run=run_list)
@@ -56,21 +54,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     verb.add_argument("episode", type=Path)
     verb.add_argument("--out", type=Path, help="image file (default: <episode>.png here)")
     verb.set_defaults(run=run_plot)
-    verb = verbs.add_parser("export", help="writes episodes as a data set of another tool")
-    verb.add_argument("folder", type=Path)
-    verb.add_argument("--to", choices=("lerobot",), required=True)
-    verb.add_argument("--out", type=Path, required=True, help="folder of the data set; must not exist")
-    verb.add_argument("--failures", action="store_true", help="take failed attempts too")
-    verb.set_defaults(run=run_export)
-    verb = verbs.add_parser("import", help="makes episodes of a data set of another tool")
-    verb.add_argument("folder", type=Path)
-    verb.add_argument("--from", choices=("lerobot",), required=True, dest="source")
-    verb.add_argument("--embodiment", required=True, help="what recorded it, by name or path")
-    verb.add_argument("--out", type=Path, required=True, help="folder for the episodes")
-    verb.add_argument(
-        "--degrees", action="store_true", help="angles in the data set are degrees, not radians"
-    )
-    verb.set_defaults(run=run_import)
     return parser.parse_args(argv)
 
 
@@ -173,28 +156,6 @@ def run_plot(options: argparse.Namespace) -> int:
     out = options.out or Path(f"{episode.id}.png")
     plot_episode(episode, out)
     print(f"drawn to {out}")
-    return 0
-
-
-def run_export(options: argparse.Namespace) -> int:
-    """Writes a LeRobot data set."""
-    from efm_episode_node.lerobot_export import export_lerobot
-
-    paths = episodes_in(options.folder)
-    written, left_out = export_lerobot(paths, options.out, options.failures)
-    for reason, number in sorted(left_out.items()):
-        print(f"left out {number}: {reason}")
-    print(f"{written} episodes written to {options.out}")
-    return 0 if written else 1
-
-
-def run_import(options: argparse.Namespace) -> int:
-    """Makes episodes of a LeRobot data set."""
-    from efm_core.embodiment import load_embodiment
-    from efm_episode_node.lerobot_import import import_lerobot
-
-    made = import_lerobot(options.folder, load_embodiment(options.embodiment), options.out, options.degrees)
-    print(f"{len(made)} episodes made in {options.out}")
     return 0
 
 
