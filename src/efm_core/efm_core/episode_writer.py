@@ -52,7 +52,7 @@ class EpisodeWriter:
 
         Raises:
             BadRequest: the id is no safe name. EpisodeDuplicate: the id is in use. SpoolFull: the disk is
-                full.
+                full. EpisodeInvalid: the disk cannot be written otherwise.
         """
         self.id = check_name(episode_id, "episode id")
         self.embodiment = embodiment
@@ -63,7 +63,7 @@ class EpisodeWriter:
         self._open = False
         if self.path.exists():
             raise EpisodeDuplicate(f"{self.path}: an episode of this id is here already; use a new id")
-        with disk_full_is_told(f"episode {self.id}", self._partial):
+        with self._dropped_on_error():
             try:
                 self._partial.mkdir(parents=True)
             except FileExistsError as error:
@@ -76,8 +76,7 @@ class EpisodeWriter:
             self._bag.set_custom_data(FORMAT_KEY, str(FORMAT))
             self._bag.set_custom_data(EMBODIMENT_KEY, json.dumps(embodiment.to_dict(), sort_keys=True))
             self._open = True
-            with self._dropped_on_error():
-                self._bag.open()
+            self._bag.open()
 
     def write(self, topic: str, type_name: str, stamp_ns: int, cdr_bytes: bytes | memoryview) -> None:
         """Writes one serialised message.
@@ -90,7 +89,8 @@ class EpisodeWriter:
 
         Raises:
             SpoolFull: the disk is full; the episode was dropped from the disk and the writer is closed.
-            EpisodeInvalid: unknown type, the topic has another type, no such time, or the writer is closed.
+            EpisodeInvalid: unknown type, the topic has another type, no such time, the writer is closed, or
+                the disk failed otherwise, and the episode was dropped from it.
         """
         with self._lock:
             self._write(topic, type_name, stamp_ns, cdr_bytes)
@@ -204,9 +204,15 @@ class EpisodeWriter:
         try:
             with disk_full_is_told(f"episode {self.id}", self._partial):
                 yield
-        except (OSError, SpoolFull):
+        except SpoolFull:
             self._drop()
             raise
+        except OSError as error:
+            self._drop()
+            raise EpisodeInvalid(
+                f"episode {self.id} cannot be written to {self._partial}: {error.strerror or error}; it is "
+                "dropped"
+            ) from error
 
     def _drop(self) -> None:
         if self._open:

@@ -462,6 +462,17 @@ def test_a_writer_is_closed_after_the_disk_was_full(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_spool_that_is_taken_away_under_a_recording_is_told_in_words(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "spool", "ep", recorded.embodiment())
+    recorded.write_observation(writer, 0)
+    shutil.rmtree(tmp_path / "spool")
+    with pytest.raises(EpisodeInvalid, match="cannot be written to .*No such file"):
+        writer.close(recorded.summary("ep", 0))
+    (tmp_path / "spool").write_text("somebody else's file")
+    with pytest.raises(EpisodeInvalid, match="cannot be written to .*Not a directory"):
+        EpisodeWriter(tmp_path / "spool", "ep", recorded.embodiment())
+
+
 def test_the_embodiment_lies_in_metadata_too(whole: Path) -> None:
     import yaml
 

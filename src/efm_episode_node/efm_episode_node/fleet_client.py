@@ -8,6 +8,7 @@ Left out: what is done with the summaries, which the commands `collect` and `eva
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -214,12 +215,17 @@ class _Share:
     def _ask(self) -> None:
         """Sends one goal and stays with it to its end, or until the node falls silent."""
         self._wait(self._client.server_is_ready, f"the action {self._name}/{ACTION}", 60.0)
+        seed, episodes = 0, max(0, self._left())
+        if self._wish.seed:
+            seed, episodes = next_seeds(
+                self._wish.seed + self._first, episodes, {one.seed for one in self._seen.values()}
+            )
         goal = RunEpisodes.Goal(
             mode=self._wish.mode,
-            episodes=max(0, self._left()),
+            episodes=episodes,
             instructions=list(self._wish.instructions),
             max_steps=self._wish.max_steps,
-            seed=self._wish.seed + self._first + len(self._seen) if self._wish.seed else 0,
+            seed=seed,
             actor=self._wish.actor,
             temperature=self._wish.temperature,
             end_on_truth=self._wish.end_on_truth,
@@ -294,6 +300,21 @@ class _Share:
         if summary.mode == self._wish.mode and counts and summary.episode_id not in self._seen:
             self._seen[summary.episode_id] = summary
             self._listener.episode(self._robot, summary)
+
+
+def next_seeds(first: int, missing: int, run: set[int]) -> tuple[int, int]:
+    """Returns the first seed from `first` on that was not run, and how many follow it without a gap.
+
+    Gaps come from episodes that were lost on a disk, which a node repeats after later ones.
+
+    Args:
+        first: Seed.
+        missing: Episodes that are still to be run. 0: without end.
+        run: Seeds that were run.
+    """
+    start = next(seed for seed in itertools.count(first) if seed not in run)
+    length = next((index for index in range(missing) if start + index in run), missing)
+    return start, length
 
 
 def _blocks(episodes: int, robots: int) -> list[tuple[int, int]]:

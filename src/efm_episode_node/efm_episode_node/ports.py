@@ -62,6 +62,20 @@ class Station(Protocol):
         """Asks an actor to stop; `ActEnded` still comes."""
 
 
+class Closing(Protocol):
+    """An episode on its way to the disk."""
+
+    def done(self) -> bool:
+        """Returns whether `result` would not wait."""
+
+    def result(self) -> Path:
+        """Waits with a deadline and returns the episode's folder.
+
+        Raises:
+            EpisodeInvalid, SpoolFull, WaitTimeout: It is not there and was dropped.
+        """
+
+
 class Recording(Protocol):
     """Records one episode at a time. Called from the runner's thread."""
 
@@ -71,10 +85,8 @@ class Recording(Protocol):
     def newest_ns(self) -> int:
         """Returns the stamp of the newest observation of which all parts have come; 0 before the first."""
 
-    def finish(self, summary: Summary) -> Path:
-        """Waits until all is written, closes the file and returns its folder; raises EfmError and drops
-        it.
-        """
+    def finish(self, summary: Summary) -> Closing:
+        """Ends the episode; the next one may begin while this one is being written."""
 
     def abort(self) -> None:
         """Drops the episode; does nothing when none is recorded."""

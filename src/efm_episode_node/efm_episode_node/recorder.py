@@ -97,6 +97,36 @@ class _Item:
     data: bytes
 
 
+class RecorderClosing:
+    """The `Closing` of `ports`."""
+
+    def __init__(self, episode_id: str, timeout_s: float) -> None:
+        self.future: Future[Path] = Future()
+        self._episode_id = episode_id
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+
+    def done(self) -> bool:
+        """Returns whether the episode is on the disk, or failed."""
+        return self.future.done()
+
+    def result(self) -> Path:
+        """Waits for the episode's folder.
+
+        Raises:
+            EpisodeInvalid: Too many observations were lost, or the recording failed; the episode is dropped.
+            SpoolFull: The disk is full; the episode is dropped.
+            WaitTimeout: The disk does not come back; the episode is dropped.
+        """
+        try:
+            return self.future.result(max(0.0, self._deadline - time.monotonic()))
+        except FutureTimeout as error:
+            self.future.cancel()  # The thread then drops it, unless it is closing it at this very moment.
+            raise WaitTimeout(
+                f"episode {self._episode_id}: not on the disk within {self._timeout_s:g} s; it is dropped"
+            ) from error
+
+
 class EpisodeRecorder:
     """The `Recording` of `runner`: `put` may be called from any thread, the rest comes from one."""
 
@@ -239,48 +269,41 @@ class EpisodeRecorder:
         """Records a message of the node's own."""
         self.put(Stream(topic, type_name), stamp_ns, data)
 
-    def finish(self, summary: Summary) -> Path:
-        """Waits for the last observation, writes what is queued, and closes the episode.
-
-        Raises:
-            EpisodeInvalid: Too many observations were lost, or the recording failed; the episode is dropped.
-            SpoolFull: The disk is full; the episode is dropped.
-            WaitTimeout: The disk does not come back; the episode is dropped.
-        """
-        deadline = time.monotonic() + self._settings.settle_s
+    def finish(self, summary: Summary) -> RecorderClosing:
+        """Waits for the last observation and lets the episode be closed after what is queued for it."""
         with self._changed:
             episode = self._running
-            if episode is None:
-                raise EpisodeInvalid(f"episode {summary.episode_id}: nothing is being recorded")
-            # The state of the last observation may come a moment later than its image.
-            self._changed.wait_for(
-                lambda: all(self._newest.get(stream, 0) >= summary.stamp_ns for stream in self._recent),
-                timeout=min(LAST_STATE_S, self._settings.settle_s),
-            )
+            if episode is not None:
+                # The state of the last observation may come a moment later than its image.
+                self._changed.wait_for(
+                    lambda: all(self._newest.get(stream, 0) >= summary.stamp_ns for stream in self._recent),
+                    timeout=LAST_STATE_S,
+                )
             self._running = None
             lost = self._losses(summary)
-        closed: Future[Path] = Future()
+        closing = RecorderClosing(summary.episode_id, self._settings.settle_s)
+        if episode is None:
+            closing.future.set_exception(
+                EpisodeInvalid(f"episode {summary.episode_id}: nothing is being recorded")
+            )
+            return closing
 
         def close() -> None:
+            if not closing.future.set_running_or_notify_cancel():
+                episode.writer.abort()
+                return
             # What a fault cut short is kept as far as it goes; anything else has to be whole.
             failed = (episode.failed or lost) if summary.end_reason is not EndReason.FAULT else ""
             try:
                 if failed:
                     raise EpisodeInvalid(f"episode {summary.episode_id}: {failed}")
-                closed.set_result(episode.writer.close(summary))
+                closing.future.set_result(episode.writer.close(summary))
             except EfmError as error:
                 episode.writer.abort()
-                closed.set_exception(error)
+                closing.future.set_exception(error)
 
         self._queue.put(close)
-        try:
-            return closed.result(max(0.0, deadline - time.monotonic()))
-        except FutureTimeout as error:
-            self._queue.put(episode.writer.abort)
-            raise WaitTimeout(
-                f"episode {summary.episode_id}: not on the disk within {self._settings.settle_s:g} s; it is "
-                "dropped"
-            ) from error
+        return closing
 
     def abort(self) -> None:
         """Drops the running episode; does nothing when there is none."""
@@ -321,9 +344,9 @@ class EpisodeRecorder:
                 self._queued_bytes -= len(item.data)
             try:
                 self._write(item)
-            except EfmError as error:
+            except Exception as error:  # noqa: BLE001 the thread outlives whatever one episode meets
                 with self._changed:
-                    self._fail(item.episode, str(error))
+                    self._fail(item.episode, str(error) or type(error).__name__)
 
     def _write(self, item: _Item) -> None:
         if not item.stream.camera:

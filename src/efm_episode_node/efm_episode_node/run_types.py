@@ -6,12 +6,14 @@ robot's clock.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import math
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from efm_core.errors import BadRequest, Reason, nearest
-from efm_core.summary import Actor, Mode, Outcome
+from efm_core.summary import Actor, Mode, Outcome, Summary
 
 ACTORS = {
     "policy": Actor.POLICY,
@@ -141,6 +143,40 @@ class Progress:
     episodes_wanted: int = 0
     successes: int = 0
     message: str = ""
+
+
+class Tally:
+    """Which episodes of a run were done and which are next; an episode is its index, which decides its seed.
+
+    Attributes:
+        ids: Of the episodes that count, in order.
+        successes: How many of them ended with success.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        """Begins; `wanted` 0: there is no end."""
+        self._wanted = wanted
+        self._fresh = itertools.count()
+        self._again: collections.deque[int] = collections.deque()
+        self.ids: list[str] = []
+        self.successes = 0
+
+    def is_short(self, expected: int) -> bool:
+        """Returns whether more episodes are needed than those that count and those that are expected to."""
+        return self._wanted == 0 or len(self.ids) + expected < self._wanted
+
+    def next(self) -> int:
+        """Returns the index of the next episode."""
+        return self._again.popleft() if self._again else next(self._fresh)
+
+    def repeat(self, index: int) -> None:
+        """Puts an episode back that was not done."""
+        self._again.append(index)
+
+    def count(self, summary: Summary) -> None:
+        """Counts an episode that was done."""
+        self.ids.append(summary.episode_id)
+        self.successes += summary.outcome is Outcome.SUCCESS
 
 
 # Events -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import dataclasses
 import queue
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import numpy as np
@@ -21,7 +22,8 @@ from efm_core.errors import BadRequest, EfmError, EpisodeInvalid, Reason, SpoolF
 from efm_core.ids import new_episode_id
 from efm_core.summary import EndReason, Mode, Outcome, Summary
 from efm_episode_node.episode_watch import ActorNotReady, End, EpisodeWatch
-from efm_episode_node.ports import Recording, RunnerSettings, Shelf, Station
+from efm_episode_node.pauses import Pauses
+from efm_episode_node.ports import Closing, Recording, RunnerSettings, Shelf, Station
 from efm_episode_node.run_types import (
     ACTORS,
     ActEnded,
@@ -34,9 +36,26 @@ from efm_episode_node.run_types import (
     RunRequest,
     RunResult,
     Scene,
+    Tally,
 )
 
 POLL_S = 0.2
+# Faults that another attempt may not meet again.
+REPEATABLE = (WaitTimeout, SpoolFull, EpisodeInvalid)
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """An episode that is being written to its end."""
+
+    index: int
+    summary: Summary
+    closing: Closing
+
+    @property
+    def counts(self) -> bool:
+        """False for one that a fault ended."""
+        return self.summary.end_reason is not EndReason.FAULT
 
 
 class _Cancelled(Exception):
@@ -67,9 +86,12 @@ class EpisodeRunner:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.controls = Controls()
         self.progress = Progress()
-        self._instant = 0
-        self._faults = 0
+        self._pauses = Pauses(self.controls, shelf, settings.instant_limit)
+        self._faults: list[EfmError] = []
         self._refused_since: float | None = None
+        self._tally = Tally(0)
+        self._saving: _Saving | None = None
+        self._finished: Callable[[Summary], None] = lambda summary: None
 
     def run(self, request: RunRequest, finished: Callable[[Summary], None]) -> RunResult:
         """Runs episodes until the wanted number, a cancel, or an error that another episode would not mend.
@@ -78,10 +100,9 @@ class EpisodeRunner:
             request: What to do.
             finished: Called after every episode that counts or was discarded.
         """
-        self._instant = self._faults = 0
-        self._refused_since = None
-        ids: list[str] = []
-        successes = 0
+        self._pauses.begin()
+        self._faults, self._refused_since = [], None
+        self._tally, self._finished = Tally(request.episodes), finished
         self._set(
             mode=request.mode,
             actor=ACTORS[request.actor],
@@ -91,55 +112,64 @@ class EpisodeRunner:
         )
         result = RunResult(Reason.OK)
         try:
-            while request.episodes == 0 or len(ids) < request.episodes:
-                self._wait_until_free(request)
-                summary = self._attempt(request, len(ids))
-                if summary is None:
-                    continue
-                if summary.outcome is not Outcome.DISCARDED:
-                    ids.append(summary.episode_id)
-                    successes += summary.outcome is Outcome.SUCCESS
-                    self._set(episodes_done=len(ids), successes=successes)
-                finished(summary)
+            while self._saving is not None or self._tally.is_short(0):
+                self._raise_if_hopeless()
+                if self._tally.is_short(self._saving is not None and self._saving.counts):
+                    self._wait_until_free(request)
+                    self._attempt(request)
+                else:
+                    self._settle()
         except _Cancelled as error:
             result = RunResult(Reason.CANCELLED, message=str(error))
         except EfmError as error:
             result = RunResult(reason_of(error), message=str(error))
+        self._settle()
         failed = result.reason not in (Reason.OK, Reason.CANCELLED)
         self.progress = Progress(
             phase=Phase.FAULT if failed else Phase.IDLE, message=result.message if failed else ""
         )
         self._tell(self.progress)
-        return dataclasses.replace(result, episodes=len(ids), successes=successes, episode_ids=tuple(ids))
+        tally = self._tally
+        return dataclasses.replace(
+            result, episodes=len(tally.ids), successes=tally.successes, episode_ids=tuple(tally.ids)
+        )
 
     # One episode --------------------------------------------------------------------------------------------
 
-    def _attempt(self, request: RunRequest, index: int) -> Summary | None:
-        """Runs one episode; None when it ended in a fault and has to be repeated.
+    def _attempt(self, request: RunRequest) -> None:
+        """Runs one episode; one that ended in a fault is repeated later.
 
         Raises:
-            EfmError: Too many faults in a row, or one that a repetition would not mend.
+            EfmError: What a repetition would not mend.
         """
         self._wait_until_ready(request)
+        index = self._tally.next()
         try:
             summary = self._episode(request, index)
         except ActorNotReady as error:
+            self._tally.repeat(index)
             self._rest_until_actor_is_ready(error)
-            return None
-        except (WaitTimeout, SpoolFull, EpisodeInvalid) as error:
+            return
+        except REPEATABLE as error:
             failure: EfmError = error
         else:
             self._refused_since = None
             if summary.end_reason is not EndReason.FAULT:
-                self._faults = 0
-                return summary
+                if summary.outcome is Outcome.DISCARDED and summary.end_reason is EndReason.PERSON:
+                    self._tally.repeat(index)
+                return
             failure = WaitTimeout(summary.message)
-        self._faults += 1
-        if self._faults >= self._settings.fault_limit:
-            raise type(failure)(f"{self._faults} faults in a row, the last one: {failure}") from failure
+        self._tally.repeat(index)
+        self._faults.append(failure)
+        self._raise_if_hopeless()
         self._set(phase=Phase.FAULT, message=f"{failure}; the episode is repeated", episode_id="", step=0)
-        self._rest(self._settings.fault_pause_s * self._faults)
-        return None
+        self._rest(self._settings.fault_pause_s * len(self._faults))
+
+    def _raise_if_hopeless(self) -> None:
+        """Raises the last fault when there were too many in a row."""
+        if len(self._faults) >= self._settings.fault_limit:
+            last = self._faults[-1]
+            raise type(last)(f"{len(self._faults)} faults in a row, the last one: {last}") from last
 
     def _rest_until_actor_is_ready(self, error: ActorNotReady) -> None:
         """Rests before the actor is asked again.
@@ -180,7 +210,7 @@ class EpisodeRunner:
         finally:
             self._station.announce("", "", 0)
         summary = self._judge(request, scene, watch, end)
-        self._save(summary)
+        self._save(index, summary)
         return summary
 
     def _act(self, request: RunRequest, scene: Scene, watch: EpisodeWatch) -> End:
@@ -201,10 +231,8 @@ class EpisodeRunner:
             watch.ticket = ticket
         end: End | None = None
         while end is None:
-            try:
-                end = watch.take(self.events.get(timeout=POLL_S))
-            except queue.Empty:
-                end = watch.look(time.monotonic())
+            event = self._hear()
+            end = watch.look(time.monotonic()) if event is None else watch.take(event)
             if end is None:
                 end = self._interrupted()
             if watch.steps != self.progress.step:
@@ -220,13 +248,10 @@ class EpisodeRunner:
         """
         deadline = time.monotonic() + self._settings.cancel_s
         while not watch.act_ended and time.monotonic() < deadline and not self.controls.closing:
-            try:
-                event = self.events.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
+            event = self._hear()
             if isinstance(event, ActEnded):
                 watch.note_end(event)
-            elif not isinstance(event, Mark):
+            elif event is not None and not isinstance(event, Mark):
                 watch.note(event)
         if not watch.act_ended:
             limit_s = self._settings.cancel_s
@@ -234,9 +259,8 @@ class EpisodeRunner:
 
     def _interrupted(self) -> End | None:
         if self.controls.cancelled:
-            return End(
-                EndReason.CANCELLED, Outcome.DISCARDED
-            )  # Cut short, it shows neither success nor failure.
+            # Cut short, it shows neither success nor failure.
+            return End(EndReason.CANCELLED, Outcome.DISCARDED)
         if self.controls.estop:
             return End(EndReason.SAFETY, Outcome.FAILURE, message="the e-stop is pressed")
         return None
@@ -246,9 +270,7 @@ class EpisodeRunner:
         practice.
         """
         summary = watch.summary(end, scene, self._robot)
-        instant = summary.end_reason is EndReason.SUCCESS_DETECTED and summary.steps <= watch.held + 1
-        self._instant = self._instant + 1 if instant else 0
-        if instant and request.mode is Mode.PRACTICE:
+        if self._pauses.is_instant(summary, watch.held) and request.mode is Mode.PRACTICE:
             return dataclasses.replace(
                 summary,
                 outcome=Outcome.DISCARDED,
@@ -256,13 +278,39 @@ class EpisodeRunner:
             )
         return summary
 
-    def _save(self, summary: Summary) -> None:
+    def _save(self, index: int, summary: Summary) -> None:
+        """Lets the episode be written to its end, while the next one begins."""
+        self._settle()
         if summary.outcome is Outcome.DISCARDED:
             self._recording.abort()
+            self._finished(summary)
             return
         self._set(phase=Phase.SAVING, message="")
-        folder = self._recording.finish(summary)
-        self._shelf.keep(summary, folder)
+        self._saving = _Saving(index, summary, self._recording.finish(summary))
+
+    def _settle(self, wait: bool = True) -> None:
+        """Counts the episode that was being written, once it is on the disk; one that failed is repeated."""
+        saving = self._saving
+        if saving is None or not (wait or saving.closing.done()):
+            return
+        self._saving = None
+        try:
+            folder = saving.closing.result()
+        except REPEATABLE as error:
+            if saving.counts:
+                self._tally.repeat(saving.index)
+            self._faults.append(error)
+            # Told in passing: the episode that runs meanwhile is not touched.
+            self._tell(
+                dataclasses.replace(self.progress, phase=Phase.FAULT, message=f"{error}; repeated later")
+            )
+            return
+        self._shelf.keep(saving.summary, folder)
+        if saving.counts:
+            self._faults.clear()
+            self._tally.count(saving.summary)
+            self._set(episodes_done=len(self._tally.ids), successes=self._tally.successes)
+            self._finished(saving.summary)
 
     def _instruction(self, request: RunRequest, seed: int) -> str:
         if not request.instructions:
@@ -273,35 +321,13 @@ class EpisodeRunner:
     # Waits --------------------------------------------------------------------------------------------------
 
     def _wait_until_free(self, request: RunRequest) -> None:
-        """Waits while something holds the run back, as long as it takes; whoever can end it is named."""
-        if self._instant >= self._settings.instant_limit and request.mode is Mode.PRACTICE:
-            self.controls.paused = True
-        while why := self._held_back(request):
+        """Waits while something holds the run back, as long as it takes."""
+        self._raise_if_cancelled()
+        while why := self._pauses.why(request):
             if self.progress.message != why:
                 self._set(phase=Phase.PAUSED, message=why, episode_id="", step=0)
-            self._sleep()
-        self._raise_if_cancelled()
-
-    def _held_back(self, request: RunRequest) -> str:
-        self._raise_if_cancelled()
-        if self.controls.estop:
-            return "the e-stop is pressed; release it to go on"
-        if self.controls.paused and self._instant >= self._settings.instant_limit:
-            return (
-                f"the success detector fired right after the reset in {self._instant} episodes in a row: its "
-                "threshold is too high for this scene, or the reset does not undo the task; nothing of them "
-                "was handed over. Mend that, then call episodes/pause with false"
-            )
-        self._instant = 0 if self._instant >= self._settings.instant_limit else self._instant
-        if self.controls.paused:
-            return "paused by a person; call episodes/pause with false to go on"
-        if request.mode is Mode.PRACTICE and self.controls.learner_pauses:
-            return self.controls.learner_pauses
-        try:
-            self._shelf.require_space(request.mode)
-        except SpoolFull as error:
-            return str(error)
-        return ""
+            self._hear()
+            self._raise_if_cancelled()
 
     def _wait_until_ready(self, request: RunRequest) -> None:
         limit_s = self._settings.ready_s
@@ -312,7 +338,7 @@ class EpisodeRunner:
             message = f"waits at most {limit_s:g} s for {missing}"
             if self.progress.message != message:
                 self._set(phase=Phase.RESETTING, message=message, episode_id="", step=0)
-            self._sleep()
+            self._hear()
             self._raise_if_cancelled()
 
     def wait_for_person(self, what: str, deadline_s: float) -> None:
@@ -321,32 +347,29 @@ class EpisodeRunner:
         Raises:
             WaitTimeout: Nobody did.
         """
+        self._settle()
         self._drain()
         self._set(phase=Phase.WAITING, message=what)
         deadline = time.monotonic() + deadline_s
         while time.monotonic() < deadline:
             self._raise_if_cancelled()
-            try:
-                if self.events.get(timeout=POLL_S) is Mark.RESET_DONE:
-                    return
-            except queue.Empty:
-                continue
+            if self._hear() is Mark.RESET_DONE:
+                return
         raise WaitTimeout(f"waited {deadline_s:g} s for a person: {what}")
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self._sleep()
+            self._hear()
             self._raise_if_cancelled()
 
-    def _sleep(self) -> None:
-        """Waits a little; returns at once when something has come, which is of no interest between
-        episodes.
-        """
+    def _hear(self) -> Event | None:
+        """Returns the next event, or None after a little while; counts what was written meanwhile."""
+        self._settle(wait=False)
         try:
-            self.events.get(timeout=POLL_S)
+            return self.events.get(timeout=POLL_S)
         except queue.Empty:
-            return
+            return None
 
     def _drain(self) -> None:
         while not self.events.empty():

@@ -10,7 +10,7 @@ from efm_core.errors import BadRequest, WaitTimeout
 from efm_core.summary import EndReason, Mode, Summary
 from efm_episode_node import collect_command, evaluate_command
 from efm_episode_node.evaluate_command import TruthBook, evaluate
-from efm_episode_node.fleet_client import FleetClient, Listener, Wish
+from efm_episode_node.fleet_client import FleetClient, Listener, Wish, next_seeds
 from efm_msgs.msg import GroundTruth
 from efm_ros.conversion import ns_to_stamp
 
@@ -107,6 +107,13 @@ def test_a_run_goes_on_where_it_was_after_the_episode_node_was_killed(stack, in_
     assert results == [[]], results
     assert [summary.seed for summary in heard] == [50, 51, 52, 53]
     assert any("started anew" in text or "silent" in text for _, text in words)
+
+
+def test_the_seeds_that_were_not_run_are_asked_for_row_by_row():
+    assert next_seeds(50, 4, set()) == (50, 4)
+    assert next_seeds(50, 2, {50, 51}) == (52, 2)
+    assert next_seeds(50, 2, {50, 52}) == (51, 1)
+    assert next_seeds(50, 0, {50, 51}) == (52, 0), "without end"
 
 
 def test_a_robot_that_is_not_there_is_named(stack):

@@ -1,6 +1,8 @@
 """The recorder without ROS: what is written, what is dropped, and what is told as a fault."""
 
+import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from efm_core.embodiment import load_embodiment
 from efm_core.episode import check_episode, list_episodes, read_episode
 from efm_core.episode_file import read_episode_file
-from efm_core.errors import EpisodeInvalid, SpoolFull
+from efm_core.errors import EpisodeInvalid, SpoolFull, WaitTimeout
 from efm_core.schemas import deserialize, make_header, message_class, serialize
 from efm_core.summary import Actor, EndReason, Mode, Outcome, Summary
 from efm_episode_node import recorder as recorder_module
@@ -139,7 +141,7 @@ def test_an_episode_is_written_whole(bench):
     one = bench()
     one.recorder.begin("e1", START_NS, Mode.COLLECT)
     one.episode()
-    folder = one.recorder.finish(one.summary())
+    folder = one.recorder.finish(one.summary()).result()
     assert check_episode(folder) == [] and one.faults == []
     episode = read_episode(folder)
     assert len(episode) == 6
@@ -154,7 +156,7 @@ def test_the_first_observation_counts_though_it_was_shown_before_the_beginning(b
     one.observe(START_NS)  # It is shown again.
     one.act(START_NS)
     one.episode(steps=4, start_ns=START_NS + PERIOD_NS)
-    topics = read_episode_file(one.recorder.finish(one.summary())).topics
+    topics = read_episode_file(one.recorder.finish(one.summary()).result()).topics
     stamps = [raw.log_time_ns for raw in topics["joint_states"].messages]
     assert stamps == [START_NS + index * PERIOD_NS for index in range(6)]
 
@@ -174,7 +176,7 @@ def test_small_images_are_kept_exactly_and_large_ones_as_jpeg_unless_told_otherw
     one = bench(**settings)
     one.recorder.begin("e1", START_NS, Mode.COLLECT)
     one.episode(size=size)
-    topics = read_episode_file(one.recorder.finish(one.summary())).topics
+    topics = read_episode_file(one.recorder.finish(one.summary()).result()).topics
     formats = {message.format for _, message in topics[CAMERA.topic].decoded()}
     assert formats == {expected}
 
@@ -191,7 +193,7 @@ def test_encoding_images_does_not_keep_the_one_who_hears_them_waiting(bench):
     one.episode()  # Returns although no image can be encoded yet.
     assert one.recorder.newest_ns() == START_NS + 5 * PERIOD_NS
     going.set()
-    assert len(read_episode(one.recorder.finish(one.summary()))) == 6
+    assert len(read_episode(one.recorder.finish(one.summary()).result())) == 6
 
 
 def test_an_aborted_episode_leaves_nothing(bench):
@@ -211,7 +213,7 @@ def test_the_next_episode_is_not_touched_by_what_was_queued_for_the_last(bench):
     one.recorder.begin("e2", START_NS + 100 * PERIOD_NS, Mode.COLLECT)
     one.episode(start_ns=START_NS + 100 * PERIOD_NS)
     later = {"start_ns": START_NS + 100 * PERIOD_NS, "stamp_ns": START_NS + 105 * PERIOD_NS}
-    one.recorder.finish(one.summary("e2", **later))
+    one.recorder.finish(one.summary("e2", **later)).result()
     assert [folder.name for folder in list_episodes(one.folder)] == ["e2"]
 
 
@@ -220,7 +222,7 @@ def test_an_episode_with_many_lost_observations_is_dropped_with_the_reason(bench
     one.recorder.begin("e1", START_NS, Mode.COLLECT)
     one.episode(steps=10, lost=(2, 3))
     with pytest.raises(EpisodeInvalid, match="observations of 2 of 10 steps are missing"):
-        one.recorder.finish(one.summary(steps=10))
+        one.recorder.finish(one.summary(steps=10)).result()
     one.recorder.close()
     assert list_episodes(one.folder) == []
 
@@ -256,7 +258,7 @@ def test_a_clock_that_is_set_back_is_told(bench):
     one.observe(START_NS + 5 * PERIOD_NS)
     assert "the clock was set back by 2.5 s" in one.faults[0]
     with pytest.raises(EpisodeInvalid, match="set back"):
-        one.recorder.finish(one.summary(steps=30))
+        one.recorder.finish(one.summary(steps=30)).result()
 
 
 def test_what_was_stamped_before_the_clock_was_set_back_belongs_to_no_later_episode(bench):
@@ -266,7 +268,7 @@ def test_what_was_stamped_before_the_clock_was_set_back_belongs_to_no_later_epis
     one.recorder.begin("e1", START_NS, Mode.COLLECT)
     one.episode()
     assert one.faults == []
-    assert len(read_episode(one.recorder.finish(one.summary()))) == 6
+    assert len(read_episode(one.recorder.finish(one.summary()).result())) == 6
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half(bench, monkeypatch):
@@ -279,9 +281,53 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(bench, monkeypatch):
     monkeypatch.setattr(recorder_module.EpisodeWriter, "write_image", full)
     one.episode()
     with pytest.raises(EpisodeInvalid, match="no space left"):
-        one.recorder.finish(one.summary())
+        one.recorder.finish(one.summary()).result()
     one.recorder.close()
     assert list_episodes(one.folder) == []
+
+
+def test_whatever_one_episode_meets_the_next_one_is_recorded(bench):
+    broken = [RuntimeError("odd bytes")]
+
+    def opened(data):
+        if broken:
+            raise broken[0]
+        return decode(data)
+
+    one = bench(decode=opened)
+
+    def record(number):
+        start_ns = START_NS + number * 10 * PERIOD_NS
+        one.recorder.begin(f"e{number}", start_ns, Mode.COLLECT)
+        one.episode(start_ns=start_ns)
+        return one.summary(f"e{number}", start_ns=start_ns, stamp_ns=start_ns + 5 * PERIOD_NS)
+
+    with pytest.raises(EpisodeInvalid, match="odd bytes"):
+        one.recorder.finish(record(1)).result()
+    broken.clear()
+    summary = record(2)
+    shutil.rmtree(one.folder)
+    with pytest.raises(EpisodeInvalid, match="cannot be written to"):
+        one.recorder.finish(summary).result()
+    assert check_episode(one.recorder.finish(record(3)).result()) == []
+
+
+def test_an_episode_whose_disk_hangs_is_given_up_and_dropped_when_it_comes_back(bench):
+    going = threading.Event()
+    one = bench(decode=lambda data: (going.wait(30), decode(data))[1], settle_s=0.05)
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode()
+    with pytest.raises(WaitTimeout, match="not on the disk within"):
+        one.recorder.finish(one.summary()).result()
+    going.set()
+    later_ns = START_NS + 10 * PERIOD_NS
+    one.recorder.begin("e2", later_ns, Mode.COLLECT)
+    one.episode(start_ns=later_ns)
+    summary = one.summary("e2", start_ns=later_ns, stamp_ns=later_ns + 5 * PERIOD_NS)
+    second, deadline = one.recorder.finish(summary), time.monotonic() + 30
+    while not second.done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [folder.name for folder in list_episodes(one.folder)] == ["e2"]
 
 
 def test_a_queue_that_only_grows_is_told_before_the_memory_is_gone(bench):

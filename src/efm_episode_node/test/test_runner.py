@@ -2,7 +2,8 @@
 
 import threading
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ class FakeRobot:
     reset_error: list = field(default_factory=list)
     finish_error: list = field(default_factory=list)
     quiet_cancel: bool = False
+    disk: list | None = None
 
     # Station
     def missing(self, request):
@@ -92,10 +94,15 @@ class FakeRobot:
         return self.newest
 
     def finish(self, summary):
-        if self.finish_error:
-            raise self.finish_error.pop(0)
         self.recording = ""
-        return Path(summary.episode_id)
+        closing = Future()
+        if self.finish_error:
+            closing.set_exception(self.finish_error.pop(0))
+        elif self.disk is None:
+            closing.set_result(Path(summary.episode_id))
+        else:
+            self.disk.append(closing)
+        return closing
 
     def abort(self):
         self.aborted += bool(self.recording)
@@ -335,6 +342,60 @@ def test_an_episode_that_cannot_be_closed_is_repeated(make):
     robot = make(default=done(3), finish_error=[EpisodeInvalid("lost"), SpoolFull("full")])
     assert run(robot).episodes == 1
     assert len(robot.acts) == 3
+
+
+def test_the_next_episode_begins_while_the_last_one_is_still_being_written(make):
+    robot = make(default=done(3), disk=[])
+    result = in_background(robot, episodes=2, seed=1)
+    until(lambda: len(robot.acts) == 2, "the second act")
+    assert robot.kept == [], "nothing counts before it is on the disk"
+    robot.disk.pop(0).set_result(Path("e1"))
+    until(lambda: robot.disk, "the second file")
+    assert len(robot.kept) == 1
+    robot.disk.pop(0).set_result(Path("e2"))
+    assert result().episodes == 2
+
+
+def test_a_disk_that_fails_while_somebody_acts_ends_the_run_after_the_actor_has_stopped(make):
+    robot = make(settings=replace(FAST, fault_limit=1), script=[done(3), says(), silent], disk=[])
+    result = in_background(robot, episodes=0, max_steps=10_000)
+    until(lambda: len(robot.acts) == 2, "the second act")
+    robot.disk.pop(0).set_exception(EpisodeInvalid("the disk is gone"))
+    until(lambda: any("repeated later" in progress.message for progress in robot.told), "the words")
+    assert robot.runner.progress.phase is Phase.ACTING, "what runs is not touched"
+    robot.runner.events.put(Mark.SUCCESS)
+    until(lambda: robot.disk, "the second file")
+    robot.disk.pop(0).set_result(Path("e2"))
+    assert "the disk is gone" in result().message
+    assert robot.cancelled == [2] and [summary.steps for summary in robot.kept] == [3]
+    assert len(robot.acts) == 2
+
+
+def test_a_finished_episode_is_handed_over_before_a_person_is_waited_for(make):
+    robot = make(default=done(3), disk=[])
+    robot.reset = lambda seed, instruction: (
+        robot.runner.wait_for_person("clear the table", 20),
+        FakeRobot.reset(robot, seed, instruction),
+    )[1]
+    result = in_background(robot, episodes=2)
+    until(lambda: robot.runner.progress.phase is Phase.WAITING, "the first prompt")
+    robot.runner.events.put(Mark.RESET_DONE)
+    until(lambda: robot.disk, "the first file")
+    robot.disk.pop(0).set_result(Path("e1"))
+    until(lambda: robot.runner.progress.phase is Phase.WAITING, "the second prompt")
+    assert len(robot.kept) == 1 and robot.runner.progress.message == "clear the table"
+    robot.runner.events.put(Mark.RESET_DONE)
+    until(lambda: robot.disk, "the second file")
+    robot.disk.pop(0).set_result(Path("e2"))
+    assert result().episodes == 2
+
+
+def test_an_episode_that_was_lost_on_the_disk_is_repeated_with_its_seed(make):
+    robot = make(default=done(3), finish_error=[EpisodeInvalid("lost")])
+    result = run(robot, episodes=3, seed=5)
+    assert result.episodes == 3
+    assert [seed for seed, _ in robot.scenes] == [5, 6, 5, 7]
+    assert len({summary.seed for summary in robot.kept}) == 3
 
 
 def test_an_actor_that_is_not_ready_yet_is_asked_again(make):
