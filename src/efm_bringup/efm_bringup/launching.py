@@ -9,18 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import List  # noqa: UP035 - launch_ros compares value types with typing's, not with list
 
+from ament_index_python.packages import PackageNotFoundError
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.logging import get_logger
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import LaunchConfiguration, SubstitutionFailure
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import ExecutableInPackage
 
 from efm_bringup.config import config_file, share_folder, use_middleware_profile
 from efm_bringup.processes import RESPAWN_DELAY_S
 from efm_bringup.stack_arguments import RVIZ, Argument
-from efm_bringup.stacks import STACKS, NodeSpec, nodes_of, read_arguments
-from efm_core.errors import nearest
+from efm_bringup.stacks import STACKS, NodeSpec, check, nodes_of, read_arguments
+from efm_core.errors import BadRequest, nearest
 
 
 def declare(*arguments: Argument) -> list[DeclareLaunchArgument]:
@@ -41,32 +43,17 @@ def arguments_of(stack: str) -> list[DeclareLaunchArgument]:
     return declare(*STACKS[stack].arguments)
 
 
-def nodes_from(stack: str) -> OpaqueFunction:
+def nodes_from(stack: str, rviz: bool = False) -> OpaqueFunction:
     """Returns the action that starts the nodes of a stack with the values that its arguments have then.
 
-    The launch ends with the message of a `BadRequest` where the values contradict each other.
+    The launch ends with an error where the values contradict each other, or a package, embodiment or bundle
+    is not there.
+
+    Args:
+        stack: Name.
+        rviz: Also start RViz with EFM's view, where the argument `rviz` says so.
     """
-    return OpaqueFunction(function=_start, args=[stack])
-
-
-def rviz_beside(stack: str) -> OpaqueFunction:
-    """Returns the action that starts RViz with EFM's view, where the argument `rviz` says so."""
-    return OpaqueFunction(function=_start_rviz, args=[stack])
-
-
-def _start_rviz(context: LaunchContext, stack: str) -> list[Node]:
-    if LaunchConfiguration(RVIZ.name).perform(context) != "true":
-        return []
-    values = read_arguments(STACKS[stack], _values(context, stack))
-    return [
-        Node(
-            package="rviz2",
-            executable="rviz2",
-            name="rviz",
-            arguments=["-d", str(share_folder("rviz") / "efm.rviz")],
-            parameters=[{"use_sim_time": values.sim_time}],
-        )
-    ]
+    return OpaqueFunction(function=_start, args=[stack, rviz])
 
 
 def _values(context: LaunchContext, stack: str) -> dict[str, str]:
@@ -76,11 +63,37 @@ def _values(context: LaunchContext, stack: str) -> dict[str, str]:
     }
 
 
-def _start(context: LaunchContext, stack: str) -> list[Node]:
+def _start(context: LaunchContext, stack: str, rviz: bool) -> list[Node]:
     values = _values(context, stack)
-    _warn_of_misspelt(context, [*values, RVIZ.name])
+    _warn_of_misspelt(context, [*values, *([RVIZ.name] if rviz else [])])
     use_middleware_profile(context.environment)
-    return [_node(spec) for spec in nodes_of(stack, values)]
+    specs = nodes_of(stack, values)
+    check(specs)
+    for spec in specs:
+        _require(context, spec.package, spec.executable, "build the workspace and source install/setup.bash")
+    nodes = [_node(spec) for spec in specs]
+    if rviz and LaunchConfiguration(RVIZ.name).perform(context) == "true":
+        _require(context, "rviz2", "rviz2", "install ros-jazzy-rviz2, or leave it out with rviz:=false")
+        nodes.append(_rviz(read_arguments(STACKS[stack], values).sim_time))
+    return nodes
+
+
+def _require(context: LaunchContext, package: str, executable: str, advice: str) -> None:
+    """Looks for an executable before the first node is started: launch leaves behind what runs already."""
+    try:
+        ExecutableInPackage(package=package, executable=executable).perform(context)
+    except (PackageNotFoundError, SubstitutionFailure) as error:
+        raise BadRequest(f"there is no {package}/{executable}: {advice}") from error
+
+
+def _rviz(sim_time: bool) -> Node:
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        name="rviz",
+        arguments=["-d", str(share_folder("rviz") / "efm.rviz")],
+        parameters=[{"use_sim_time": sim_time}],
+    )
 
 
 def _node(spec: NodeSpec) -> Node:

@@ -8,7 +8,7 @@ Nothing here knows `launch` or starts a process.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +38,12 @@ from efm_bringup.stack_arguments import (
     Argument,
     Values,
 )
+from efm_core.bundle import load_bundle
+from efm_core.embodiment import load_embodiment
 from efm_core.errors import BadRequest, nearest
 
 LEARNER = "/learner"
+BUNDLE_PARAMETERS = ("bundle", "policy", "reward", "verifier")
 
 _EVERY = (AUTOSTART, LOG_LEVEL)
 _WORLD = (WORLD, WORLD_OPTIONS, EMBODIMENT, ROBOTS, LOCKSTEP, SEED, EXPERT, EXPERT_CHANGES)
@@ -311,3 +314,18 @@ def nodes_of(name: str, given: Mapping[str, str]) -> list[NodeSpec]:
     level = values["log_level"]
     nodes = stack.nodes(values)
     return [dataclasses.replace(node, ros_arguments=("--log-level", level)) for node in nodes]
+
+
+def check(nodes: Sequence[NodeSpec]) -> None:
+    """Refuses what no node could start with, so that it is said once and not at every new start of a node.
+
+    Raises:
+        EmbodimentInvalid: An embodiment is not there, or has faults.
+        BundleUnknown: A bundle is not there.
+        BundleInvalid: A folder is not that of a bundle.
+    """
+    for embodiment in sorted({str(node.parameters.get("embodiment", "")) for node in nodes} - {""}):
+        load_embodiment(embodiment)
+    given = {str(node.parameters.get(name, "")) for node in nodes for name in BUNDLE_PARAMETERS}
+    for bundle in sorted(given - {""}):
+        load_bundle(bundle, verify=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efm_bringup.processes import ProcessGroup, command_of
-from efm_bringup.stacks import STACKS, Stack, nodes_of
+from efm_bringup.stacks import STACKS, Stack, check, nodes_of
 from efm_core.errors import BadRequest
 
 WATCH_PERIOD_S = 0.5
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         for node in nodes:
             print(shlex.join(command_of(node)))
         return 0
+    check(nodes)
     ending = threading.Event()
     # Set here, since a shell lets what it starts in the background ignore SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,6 +16,7 @@ import yaml
 
 from efm_bringup import up_command
 from efm_bringup.stacks import STACKS, nodes_of
+from efm_core.embodiment import load_embodiment
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 60.0
@@ -36,16 +37,24 @@ for word in "$@"; do printf '%s\\n' "$word"; done > {folder}/$$.part
 mv {folder}/$$.part {folder}/$$.words
 exec sleep 600
 """
+BUNDLE = "BUNDLE"  # In the values below: the folder of a bundle that is there.
 CASES = [
     ("simulation", {"world": "table", "world_options": '{"blocks": 2}', "seed": "7"}),
-    ("cell", {"mode": "practice", "embodiment": "table", "robots": "2", "reward": "r", "dry_run": "true"}),
-    ("learner", {"policy": "p", "reward": "r", "learning": '{"iterations": 3, "c": 0.1}'}),
+    ("cell", {"mode": "practice", "embodiment": "table", "robots": "2", "reward": BUNDLE, "dry_run": "true"}),
+    ("learner", {"policy": BUNDLE, "reward": BUNDLE, "learning": '{"iterations": 3, "c": 0.1}'}),
     ("collect", {"world": "pointmass", "robots": "left,right", "log_level": "warn"}),
     ("collect", {"robots": "/", "autostart": "false"}),
-    ("practice", {"robots": "2", "policy": "p", "reward": "r", "verifier": "v"}),
-    ("evaluate", {"simulated": "false", "embodiment": "table", "policy": "p", "reward": "r"}),
+    ("practice", {"robots": "2", "policy": BUNDLE, "reward": BUNDLE, "verifier": BUNDLE}),
+    ("evaluate", {"simulated": "false", "embodiment": "table", "policy": BUNDLE, "reward": BUNDLE}),
     ("view", {"embodiment": "table", "robots": "2"}),
 ]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    from efm_learner.random_bundle import write_random_bundle
+
+    return str(write_random_bundle(load_embodiment("pointmass"), tmp_path_factory.mktemp("bundle")).path)
 
 
 @pytest.fixture
@@ -126,7 +135,8 @@ def meaning(words: list[str]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("stack", "given"), CASES, ids=lambda value: str(value)[:60])
-def test_launch_and_efm_up_start_the_same(stack, given, recorded, capsys):
+def test_launch_and_efm_up_start_the_same(stack, given, recorded, bundle, capsys):
+    given = {name: bundle if value == BUNDLE else value for name, value in given.items()}
     assert up_command.main([stack, "--print", *(f"{name}:={value}" for name, value in given.items())]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert all(line[:2] == [sys.executable, "-m"] for line in lines)
@@ -153,9 +163,19 @@ def test_the_launch_file_declares_the_stack_s_arguments(stack):
     )
 
 
-def test_arguments_that_contradict_each_other_end_the_launch(recorded):
+@pytest.mark.parametrize(
+    ("stack", "given", "words"),
+    [
+        ("evaluate", {"policy": "p"}, "needs reward:=FOLDER"),
+        ("evaluate", {"reward": "nowhere"}, "expected a bundle's folder, found nothing"),
+        ("collect", {"world": "tabel"}, "no embodiment 'tabel', did you mean 'table'?"),
+        ("view", {"rviz": "true"}, "there is no rviz2/rviz2: install ros-jazzy-rviz2, or leave it out"),
+    ],
+)
+def test_what_cannot_be_ends_the_launch_before_the_first_node(stack, given, words, recorded, capfd):
     service = LaunchService(noninteractive=True)
-    file = PythonLaunchDescriptionSource(str(ROOT / "launch" / "evaluate.launch.py"))
-    service.include_launch_description(IncludeLaunchDescription(file, launch_arguments=[("policy", "p")]))
+    file = PythonLaunchDescriptionSource(str(ROOT / "launch" / f"{stack}.launch.py"))
+    service.include_launch_description(IncludeLaunchDescription(file, launch_arguments=given.items()))
     assert asyncio.run(service.run_async()) == 1
+    assert words in "".join(capfd.readouterr())
     assert list(recorded.iterdir()) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from efm_bringup import efm
 from efm_bringup.processes import ProcessGroup, command_of, wait_for
 from efm_bringup.stacks import NodeSpec
 from efm_core.errors import WaitTimeout
@@ -128,3 +129,10 @@ def test_efm_up_ends_well_when_it_was_started_in_the_background(tmp_path):
         assert process.wait(DEADLINE_S) == 0
     finally:
         process.kill()
+
+
+def test_efm_up_starts_nothing_that_could_not_start(capsys):
+    assert efm.main(["up", "evaluate", "reward:=nowhere"]) == 1
+    assert "nowhere: expected a bundle's folder, found nothing" in capsys.readouterr().err
+    assert efm.main(["up", "collect", "world:=tabel"]) == 1
+    assert "no embodiment 'tabel', did you mean 'table'?" in capsys.readouterr().err
