@@ -196,7 +196,7 @@ def measure_lockstep(
     embodiment: Embodiment, bundle: Bundle, folder: Path, robots: int, seconds: float, threads: int
 ) -> dict[str, Any]:
     """Image stamp to command, each beside one run of the bare model with as many observations."""
-    model = OnnxModel(bundle, ["CPUExecutionProvider"], threads)
+    model = OnnxModel(bundle, "cpu", threads)
     camera = embodiment.cameras[0]
     frames = {camera.name: np.zeros((camera.frames, camera.height, camera.width, 3), np.uint8)}
     observations = [Observation(1, frames, np.zeros(embodiment.state_size, np.float32))] * robots

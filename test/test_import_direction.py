@@ -41,7 +41,6 @@ FREE_OF_ROS = {
         "command_outlet",
         "input_watch",
         "loop_ports",
-        "model_swap",
         "onnx_policy",
         "person",
         "robot_loop",

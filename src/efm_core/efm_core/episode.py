@@ -27,6 +27,7 @@ from efm_core.episode_rows import EpisodeRows, align, bundle_ids
 from efm_core.episode_writer import EpisodeWriter
 from efm_core.errors import EfmError, EpisodeInvalid
 from efm_core.lazy_images import EncodedFrames, LazyImages
+from efm_core.observation import Observation
 from efm_core.safety import Gate
 from efm_core.schemas import SECOND_NS, stamp_to_ns
 from efm_core.summary import Actor, EndReason, Mode, Outcome, Summary
@@ -44,6 +45,7 @@ __all__ = [
     "check_episode",
     "history_stack",
     "list_episodes",
+    "observations_of",
     "read_episode",
     "read_summary",
 ]
@@ -189,6 +191,29 @@ def history_stack(length: int, frames: int) -> npt.NDArray[np.int64]:
     """
     rows = np.arange(length)[:, None] + np.arange(1 - frames, 1)[None, :]
     return np.maximum(rows, 0)
+
+
+def observations_of(episode: Episode, start: int, stop: int) -> list[Observation]:
+    """Returns the observations of rows start .. stop - 1, as the assembler gave them to the policy.
+
+    Only the images of these rows are decoded, and they are not kept.
+
+    Raises:
+        EpisodeInvalid: an image cannot be decoded.
+    """
+    stacks = {}
+    for camera in episode.embodiment.cameras:
+        rows = history_stack(len(episode), camera.frames)[start:stop]
+        flat = episode.images.rows(camera.name, rows.reshape(-1))
+        stacks[camera.name] = flat.reshape(*rows.shape, *flat.shape[1:])
+    return [
+        Observation(
+            stamp_ns=int(episode.stamps[row]),
+            images={name: stack[row - start] for name, stack in stacks.items()},
+            state=None if episode.state is None else episode.state[row],
+        )
+        for row in range(start, stop)
+    ]
 
 
 def _labels(

@@ -52,11 +52,13 @@ class LazyImages(Mapping[str, npt.NDArray[np.uint8]]):
         return len(self._cameras)
 
     def rows(self, camera: str, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-        """Decodes some rows of a camera, uint8 [len(rows), H, W, 3], and keeps nothing.
+        """Gives some rows of a camera, uint8 [len(rows), H, W, 3]; what it decodes for that is not kept.
 
         Raises:
             KeyError: no such camera. EpisodeInvalid: an image cannot be decoded.
         """
+        if camera in self._decoded:
+            return self._decoded[camera][rows]
         frames = self._cameras[camera]
         height, width = frames.camera.height, frames.camera.width
         wanted, inverse = np.unique(frames.index[rows], return_inverse=True)

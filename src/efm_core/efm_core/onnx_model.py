@@ -32,8 +32,12 @@ INSTRUCTION_INPUT = "instruction"
 ACTION_OUTPUT = "action_logits"
 STEPS_TO_GO_OUTPUT = "steps_to_go_logits"
 
-# Best first; those that this machine does not have are skipped.
-PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+# What can run a model, and its name in ONNX Runtime; best first.
+PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
 # Encoded instructions that are remembered; a robot asks for the same few again and again.
 INSTRUCTIONS_KEPT = 1024
 # Batch sizes whose buffers are kept; a node has few, a learner's last batch of an episode can have any.
@@ -69,18 +73,21 @@ class OnnxModel:
 
     Args:
         bundle: verified by `load_bundle`.
-        providers: of ONNX Runtime, by preference; None: TensorRT, CUDA, CPU, whichever are there. One that is
-            asked for and does not come up is an error, never a silent fall back to the CPU.
+        provider: one of `PROVIDERS`, which is an error where it does not come up; what it cannot run of the
+            model, those after it do. "auto": the best that comes up; `passed_over` names better ones.
         threads: cores for one inference on the CPU.
+
+    Attributes:
+        passed_over: better providers, in ONNX Runtime's names, that are installed and did not come up.
 
     Raises:
         BundleUnusable: the model does not load, or its inputs and outputs do not fit the bundle's embodiment.
     """
 
-    def __init__(self, bundle: Bundle, providers: Sequence[str] | None = None, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, provider: str = "auto", threads: int = 1) -> None:
         self._bundle = bundle
         self._where = f"bundle {bundle.id}, {MODEL_FILE}"
-        self._runtime, self._session = _open(bundle, self._where, providers, threads)
+        self._runtime, self._session, self.passed_over = _open(bundle, self._where, provider, threads)
         self._encoded: dict[str, npt.NDArray[np.int64]] = {}
         embodiment = bundle.embodiment
         length = len(self._encode("")) if bundle.manifest.instruction else 0
@@ -287,8 +294,8 @@ def _fits(sizes: Sequence[Any], expected: tuple[int, ...]) -> bool:
     )
 
 
-def _open(bundle: Bundle, where: str, providers: Sequence[str] | None, threads: int) -> tuple[Any, Any]:
-    """Returns the module onnxruntime and a session of the model."""
+def _open(bundle: Bundle, where: str, provider: str, threads: int) -> tuple[Any, Any, tuple[str, ...]]:
+    """Returns the module onnxruntime, a session of the model, and the providers that were passed over."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -296,11 +303,13 @@ def _open(bundle: Bundle, where: str, providers: Sequence[str] | None, threads: 
     if threads < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
     available = onnxruntime.get_available_providers()
-    chosen = [name for name in PROVIDERS if name in available] if providers is None else list(providers)
-    missing = [name for name in chosen if name not in available]
-    if missing or not chosen:
-        expected = f"the providers {missing}" if missing else "at least one provider"
-        raise BundleUnusable(f"{where}: expected {expected}, found {', '.join(available)} on this machine")
+    known = list(PROVIDERS.values())
+    first = 0 if provider == "auto" else list(PROVIDERS).index(provider)
+    if provider != "auto" and known[first] not in available:
+        raise BundleUnusable(
+            f"{where}: expected the provider {known[first]}, found {', '.join(available)} on this machine"
+        )
+    chosen = [name for name in known[first:] if name in available]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -313,11 +322,11 @@ def _open(bundle: Bundle, where: str, providers: Sequence[str] | None, threads: 
     except Exception as error:  # The runtime's own exceptions have no common base but this.
         raise BundleUnusable(f"{where}: does not load: {_line(error)}") from error
     runs_on = session.get_providers()[0]
-    if providers is not None and runs_on != chosen[0]:
+    if provider != "auto" and runs_on != chosen[0]:
         raise BundleUnusable(
             f"{where}: expected to run on {chosen[0]}, found {runs_on}; is the driver installed?"
         )
-    return onnxruntime, session
+    return onnxruntime, session, tuple(chosen[: chosen.index(runs_on)])
 
 
 def _check_batch(batch: int) -> None:

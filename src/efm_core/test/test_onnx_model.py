@@ -16,7 +16,7 @@ from efm_core.bundle import Bundle, BundleManifest, write_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable, ObservationInvalid
 from efm_core.observation import Observation
-from efm_core.onnx_model import OnnxModel
+from efm_core.onnx_model import PROVIDERS, OnnxModel
 
 TABLE = table_robot()  # Images 2 x 6 x 8, state of 2, actions 1 x 2 x 21, steps-to-go 50.
 WORDS = {"kind": "hashed_words", "buckets": 1024, "length": 3}
@@ -145,8 +145,8 @@ def test_inputs_are_not_kept_from_one_run_to_the_next(tmp_path):
 
 
 def test_the_provider_is_reported_and_the_runtime_leaves_the_cores_to_others(tmp_path):
-    model = OnnxModel(bundle(tmp_path), providers=["CPUExecutionProvider"], threads=2)
-    assert model.provider == "CPUExecutionProvider"
+    model = OnnxModel(bundle(tmp_path), "cpu", threads=2)
+    assert (model.provider, model.passed_over) == ("CPUExecutionProvider", ())
     options = model._session.get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
@@ -310,14 +310,34 @@ def test_calls_that_make_no_sense_are_refused(tmp_path):
         OnnxModel(bundle(tmp_path), threads=0)
 
 
-@pytest.mark.parametrize("providers", [["CUDAExecutionProvider"], ["Banana"], []])
-def test_a_provider_that_this_machine_does_not_have_is_refused_and_not_replaced(tmp_path, providers):
+@pytest.mark.parametrize("provider", ["tensorrt", "cuda"])
+def test_a_provider_that_this_machine_does_not_have_is_refused_and_not_replaced(tmp_path, provider):
     import onnxruntime
 
-    if set(providers) & set(onnxruntime.get_available_providers()):
+    if PROVIDERS[provider] in onnxruntime.get_available_providers():
         pytest.skip("this machine has it")
     with pytest.raises(BundleUnusable, match="found .*CPUExecutionProvider on this machine"):
-        OnnxModel(bundle(tmp_path), providers=providers)
+        OnnxModel(bundle(tmp_path), provider)
+
+
+def test_a_gpu_that_is_installed_and_does_not_come_up_is_passed_over_and_named(tmp_path, monkeypatch):
+    """As onnxruntime-gpu behaves without a driver: it falls back to the CPU without an exception."""
+    import onnxruntime
+
+    real, asked = onnxruntime.InferenceSession, []
+
+    def without_driver(path, options, providers):
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without_driver)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    model = OnnxModel(bundle(tmp_path))
+    assert model.provider == "CPUExecutionProvider"
+    assert model.passed_over == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    with pytest.raises(BundleUnusable, match="expected to run on CUDAExecutionProvider, found CPU.*driver"):
+        OnnxModel(bundle(tmp_path), "cuda")
+    assert asked == [list(PROVIDERS.values()), ["CUDAExecutionProvider", "CPUExecutionProvider"]]
 
 
 def test_a_machine_without_onnxruntime_is_told_what_to_install(tmp_path, monkeypatch):

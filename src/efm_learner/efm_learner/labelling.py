@@ -6,13 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from efm_core.bundle import Bundle
-from efm_core.episode import Episode, history_stack
+from efm_core.episode import Episode, observations_of
 from efm_core.errors import BundleInvalid
-from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.steps_to_go import StepsToGoBins, combine
 
-__all__ = ["Judge", "observations_of"]
+__all__ = ["Judge"]
 
 BATCH = 64  # Observations per inference.
 
@@ -60,19 +59,3 @@ class Judge:
         """
         last = self.steps_to_go(episode, max(0, len(episode) - self.hold))
         return bool(last.mean() <= self.threshold + slack)
-
-
-def observations_of(episode: Episode, start: int, stop: int) -> list[Observation]:
-    """Returns the observations of rows start .. stop - 1, as the assembler gave them to the policy."""
-    histories = {
-        camera.name: history_stack(len(episode), camera.frames)[start:stop]
-        for camera in episode.embodiment.cameras
-    }
-    return [
-        Observation(
-            stamp_ns=int(episode.stamps[row]),
-            images={name: episode.images[name][rows[row - start]] for name, rows in histories.items()},
-            state=None if episode.state is None else episode.state[row],
-        )
-        for row in range(start, stop)
-    ]

@@ -7,12 +7,12 @@ import numpy as np
 import practised
 import pytest
 
-from efm_core.episode import read_episode
+from efm_core.episode import observations_of, read_episode
 from efm_core.errors import BundleInvalid
 from efm_core.observation import Observation, ObservationAssembler
 from efm_core.onnx_model import OnnxModel
 from efm_core.steps_to_go import StepsToGoBins, combine
-from efm_learner.labelling import BATCH, Judge, observations_of
+from efm_learner.labelling import BATCH, Judge
 from efm_learner.random_bundle import write_random_bundle
 
 

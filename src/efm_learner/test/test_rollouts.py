@@ -14,13 +14,23 @@ import pytest
 import torch
 
 import efm_learner
-from efm_core.episode import Actor, EndReason, EpisodeWriter, Mode, Outcome, Summary, read_episode
+from efm_core.episode import (
+    Actor,
+    EndReason,
+    EpisodeWriter,
+    LazyImages,
+    Mode,
+    Outcome,
+    Summary,
+    observations_of,
+    read_episode,
+)
 from efm_core.errors import EmbodimentMismatch, EpisodeInvalid
 from efm_core.onnx_model import OnnxModel
 from efm_core.policy import sample_actions
 from efm_core.schemas import make_header, message_class, serialize
 from efm_learner.export import load_network
-from efm_learner.labelling import Judge, observations_of
+from efm_learner.labelling import Judge
 from efm_learner.network import ACTION_LOGITS
 from efm_learner.random_bundle import write_random_bundle
 from efm_learner.rollouts import check_practised, rollout_of
@@ -215,7 +225,9 @@ def test_a_step_whose_observation_is_missing_is_not_learned_from(tmp_path):
         for field in dataclasses.fields(episode)
         if isinstance(getattr(episode, field.name), np.ndarray)
     }
-    lossy = dataclasses.replace(episode, images={"top": episode.images["top"][kept]}, **rows)
+    frames = episode.images._cameras["top"]
+    images = LazyImages({"top": dataclasses.replace(frames, index=frames.index[kept])}, "here")
+    lossy = dataclasses.replace(episode, images=images, **rows)
     rollout = rollout_of(lossy, network, judge, 0)
     assert (rollout.tokens >= 0).any(axis=(1, 2)).tolist() == [True, False, False, True]
     assert rollout.inputs["observation.state"][[0, 3], 0].tolist() == [0.0, 4.0]

@@ -1,14 +1,16 @@
 """The policy node: the newest observation and an instruction in, a safe command out, for one robot or many.
 
 It wires parameters, topics, actions and threads to plain objects: `RobotLoop` decides what happens to one
-robot, `BatchInference` infers for all, `ModelSwap` brings new models. Control runs in the pilot's thread; the
-executor has the rest: actions, people's topics, the model's status; a third thread has the watchdogs.
+robot, `BatchInference` infers for all, `ModelSupply` brings new models. An act takes the newest model when it
+begins, so that an episode is of one model and no control tick waits for a swap. Control runs in the pilot's
+thread; the executor has the rest: actions, people's topics, the model's status; a third thread has the
+watchdogs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,27 +18,24 @@ from typing import Any
 import numpy as np
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.publisher import Publisher
 
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.errors import BadRequest, EfmError, Reason
 from efm_msgs.action import Act
-from efm_msgs.msg import ModelInfo, ModelStatus
+from efm_msgs.msg import ModelInfo
 from efm_policy_node.act_server import ActServer
 from efm_policy_node.commanders import Rivals
 from efm_policy_node.diagnosis import diagnose_robot
 from efm_policy_node.inference import BatchInference, Checks, Pilot
 from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, Job, LoopSettings
-from efm_policy_node.model_swap import ModelSwap, Offer, Report, State
 from efm_policy_node.onnx_policy import OnnxPolicy, load_policy
 from efm_policy_node.parameters import PolicyParameters
 from efm_policy_node.robot_io import RobotIo
 from efm_ros.conversion import stamp_to_ns
 from efm_ros.intake import Intake
-from efm_ros.lifecycle import OK, WARN, EfmLifecycleNode
+from efm_ros.lifecycle import EfmLifecycleNode
+from efm_ros.model_supply import ModelSupply
 from efm_ros.names import in_robot
-from efm_ros.qos import LATCHED, MODELS
-from efm_ros.transfer import BundleFetcher
 
 # The watchdog looks four times within a control period, but not more often than it costs nothing [s].
 CHECKS_PER_PERIOD = 4
@@ -48,11 +47,10 @@ GREATEST_SEED = 2**63 - 1
 class _Robot:
     """One robot's parts."""
 
-    def __init__(self, io: RobotIo, status: Publisher) -> None:
+    def __init__(self, io: RobotIo) -> None:
         self.io = io
-        self.status = status
         self.server: ActServer | None = None
-        self.report: Report | None = None  # Of the bundle that waits for this robot's act to end.
+        self.ready_bundle = ""  # Waits for this robot's act to end.
         self.rivals: tuple[str, ...] = ()  # Other commanders at the last look.
 
 
@@ -70,8 +68,7 @@ class PolicyNode(EfmLifecycleNode):
         self._intake: Intake | None = None
         self._pilot: Pilot | None = None
         self._checks: Checks | None = None
-        self._models: ModelSwap | None = None
-        self._fetcher: BundleFetcher | None = None
+        self._models: ModelSupply[OnnxPolicy] | None = None
         self._inference = BatchInference(self._unusable)
         self._rng = np.random.default_rng(self.parameters.seed or None)
         self._owned: list[tuple[Callable[[Any], Any], Any]] = []
@@ -90,7 +87,17 @@ class PolicyNode(EfmLifecycleNode):
                 f"infer_ahead {settings.infer_ahead}: expected less than the chunk of "
                 f"{embodiment.action.chunk} actions of embodiment '{embodiment.name}'"
             )
-        self._models = ModelSwap(embodiment, self, settings.keep_bundles)
+        self._models = ModelSupply(
+            self,
+            settings.robots,
+            self._load,
+            settings.bundle_folder,
+            settings.learner,
+            embodiment.digest,
+            (ModelInfo.KIND_POLICY, ModelInfo.KIND_BOTH),
+            self._model_is_ready,
+            settings.keep_bundles,
+        )
         self._intake = Intake(self)
         dry_run = embodiment.dry_run if settings.dry_run is None else settings.dry_run
         loop = LoopSettings(
@@ -106,7 +113,8 @@ class PolicyNode(EfmLifecycleNode):
         )
         for name in settings.robots:
             self._add_robot(name, embodiment, loop)
-        self._models.open(Path(settings.bundle).expanduser() if settings.bundle else None)
+        if settings.bundle:
+            self._models.load_now(Path(settings.bundle).expanduser())
         simulated = self.get_parameter("use_sim_time").value
         self._pilot = Pilot(
             self._intake,
@@ -124,10 +132,7 @@ class PolicyNode(EfmLifecycleNode):
         if simulated and not settings.lockstep:
             self._own(self.destroy_timer, self.create_timer(period_s, self._tick))
         if settings.follow_models and settings.learner:
-            self._fetcher = BundleFetcher(self, settings.bundle_folder, settings.learner)
-            topic = f"{settings.learner.rstrip('/')}/models"
-            follow = self.create_subscription(ModelInfo, topic, self._announced, MODELS)
-            self._own(self.destroy_subscription, follow)
+            self._models.follow()
         if dry_run:
             self.get_logger().warning("dry run: commands are decided and recorded, but not sent")
 
@@ -135,9 +140,6 @@ class PolicyNode(EfmLifecycleNode):
         """Lets acts begin."""
         for robot in self._robots:
             robot.io.loop.enable()
-        current = self._models.current if self._models is not None else None
-        if current is not None:
-            self.report(Report(current.id, State.READY))
 
     def stop(self) -> None:
         """Ends the acts, holds the robots still, and tells how the rhythm was."""
@@ -149,8 +151,6 @@ class PolicyNode(EfmLifecycleNode):
 
     def release(self) -> None:
         """Ends the threads and closes what was opened; after a half-done `acquire` too."""
-        if self._fetcher is not None:
-            self._fetcher.stop()
         if self._models is not None:
             self._models.close()
         if self._checks is not None:
@@ -163,42 +163,26 @@ class PolicyNode(EfmLifecycleNode):
             if robot.server is not None:
                 robot.server.destroy()
             robot.io.close()
-            self.destroy_publisher(robot.status)
         if self._intake is not None:
             self._intake.close()
-        if self._fetcher is not None:
-            self._fetcher.destroy()
         self._owned.clear()
         self._robots.clear()
-        self._fetcher = self._models = self._checks = self._pilot = self._intake = None
+        self._models = self._checks = self._pilot = self._intake = None
 
-    def parameters_changed(self, parameters: PolicyParameters) -> None:
+    def parameters_changed(self, names: Collection[str]) -> None:
         """Swaps in the bundle that was set."""
-        current = self._models.current if self._models is not None else None
-        path = Path(parameters.bundle).expanduser()
-        if (
-            self._models is not None
-            and parameters.bundle
-            and (current is None or current.bundle.path != path)
-        ):
-            self._models.offer(Offer(path.name, path=path))
+        if self._models is not None and "bundle" in names and self.parameters.bundle:
+            self._models.want(Path(self.parameters.bundle).expanduser())
 
     def update_diagnostics(self) -> None:
         """Tells how every robot and the model are."""
-        if self._embodiment is None:
+        if self._embodiment is None or self._models is None:
             return
         for robot in self._robots:
             diagnose_robot(self, robot.io, self._embodiment, robot.rivals)
-        current = self._models.current if self._models is not None else None
-        refusal = self._models.refusal if self._models is not None else None
-        self.diagnose(
-            "model",
-            OK if current is not None else WARN,
-            "ready" if current is not None else self._why_no_model(),
-            bundle_id=current.id if current is not None else "",
+        current = self._models.current
+        self._models.diagnose(
             version=current.version if current is not None else "",
-            provider=current.provider if current is not None else "",
-            refused=f"{refusal.bundle_id}: {refusal.message}" if refusal is not None else "",
             batches=self._inference.batches,
             observations=self._inference.observations,
         )
@@ -208,11 +192,10 @@ class PolicyNode(EfmLifecycleNode):
 
     def _add_robot(self, name: str, embodiment: Embodiment, loop: LoopSettings) -> None:
         assert self._intake is not None
-        status = self.create_publisher(ModelStatus, in_robot(name, "model_status"), LATCHED)
         io = RobotIo(
             self, name, embodiment, loop, self._intake, self._request, partial(self._ended, len(self._robots))
         )
-        robot = _Robot(io, status)
+        robot = _Robot(io)
         self._robots.append(robot)
         robot.server = ActServer(
             self, in_robot(name, "policy/act"), io.loop, self._prepare, partial(self._rivals, io)
@@ -220,16 +203,16 @@ class PolicyNode(EfmLifecycleNode):
 
     def _prepare(self, request: Act.Goal) -> tuple[ActGoal, OnnxPolicy]:
         """Fills in the defaults of a goal and takes the newest model."""
-        if not self.is_active:
+        models = self._models
+        if not self.is_active or models is None:
             raise ActRefused(Reason.NOT_ACTIVE, "expected an active node; activate it first")
         if not np.isfinite(request.temperature):
             raise BadRequest(f"temperature: expected a finite number, found {request.temperature}")
-        policy = self._models.current if self._models is not None else None
+        policy = models.current
         if policy is None:
-            refusal = self._models.refusal if self._models is not None else None
-            raise ActRefused(
-                refusal.reason if refusal is not None else Reason.BUNDLE_UNKNOWN, self._why_no_model()
-            )
+            refusal = models.refusal
+            reason = refusal.reason if refusal is not None else Reason.BUNDLE_UNKNOWN
+            raise ActRefused(reason, models.why_none())
         goal = ActGoal(
             episode_id=request.episode_id,
             instruction=request.instruction,
@@ -239,13 +222,6 @@ class PolicyNode(EfmLifecycleNode):
             max_steps=request.max_steps,
         )
         return goal, policy
-
-    def _why_no_model(self) -> str:
-        refusal = self._models.refusal if self._models is not None else None
-        if refusal is not None:
-            return f"no bundle to act with; the last one was refused: {refusal.message}"
-        topic = f"{self.parameters.learner.rstrip('/')}/models"
-        return f"no bundle to act with yet; waiting for one on '{topic}', or set the parameter bundle"
 
     def _request(self, job: Job) -> None:
         self._inference.add(job)
@@ -283,27 +259,14 @@ class PolicyNode(EfmLifecycleNode):
         for robot in self._robots:
             robot.io.loop.tick()
 
-    # Models; the functions without underscore are the swap's `Workshop`
+    # Models
     # --------------------------------------------------------------------------------------------------
-
-    def _announced(self, message: ModelInfo) -> None:
-        if message.kind in (ModelInfo.KIND_POLICY, ModelInfo.KIND_BOTH) and self._models is not None:
-            offer = Offer(
-                message.bundle_id, message.embodiment_digest, message.archive_size, message.archive_sha256
-            )
-            self._models.offer(offer)
 
     def _unusable(self, policy: OnnxPolicy, error: EfmError) -> None:
         if self._models is not None:
             self._models.failed(policy, error)
 
-    def fetch(self, offer: Offer) -> Path:
-        """Fetches a bundle from the learner."""
-        if self._fetcher is None:
-            raise BadRequest("the node is shutting down")
-        return self._fetcher.fetch(offer.bundle_id, offer.archive_size, offer.archive_sha256)
-
-    def load(self, path: Path) -> OnnxPolicy:
+    def _load(self, path: Path) -> OnnxPolicy:
         """Loads and warms up a bundle."""
         assert self._embodiment is not None
         began = time.monotonic()
@@ -316,40 +279,18 @@ class PolicyNode(EfmLifecycleNode):
         )
         return policy
 
-    def report(self, report: Report) -> None:
-        """Tells every robot's listeners; a bundle that is ready is active where no act runs."""
-        if report.state is State.REFUSED:
-            self.get_logger().error(
-                f"bundle {report.bundle_id} refused ({report.reason.name}): {report.message}"
-            )
+    def _model_is_ready(self, policy: OnnxPolicy) -> None:
+        """Makes a new model the active one where no act runs; elsewhere it waits for the act's end."""
         for robot in self._robots:
-            if report.state is not State.READY:
-                self._publish_status(robot, report, report.state)
-                continue
-            robot.report = report
-            if robot.io.loop.status().acting:
-                self._publish_status(robot, report, State.READY)
-            else:
+            robot.ready_bundle = policy.id
+            if not robot.io.loop.status().acting:
                 self._activate(robot)
 
     def _activate(self, robot: _Robot) -> None:
         """Tells that the newest bundle acts from now on, where that was not told yet."""
-        report, robot.report = robot.report, None
-        if report is not None:
-            self._publish_status(robot, report, State.ACTIVE)
-
-    def _publish_status(self, robot: _Robot, report: Report, state: State) -> None:
-        message = ModelStatus(
-            robot=robot.io.label,
-            node=self.get_name(),
-            bundle_id=report.bundle_id,
-            state=int(state),
-            reason=int(report.reason),
-            stall=report.stall_s if state is State.ACTIVE else float("nan"),
-            message=report.message,
-        )
-        message.header.stamp = self.get_clock().now().to_msg()
-        robot.status.publish(message)
+        bundle_id, robot.ready_bundle = robot.ready_bundle, ""
+        if bundle_id and self._models is not None:
+            self._models.tell_active(bundle_id, robot.io.robot, stall_s=0.0)
 
     def _own(self, destroy: Callable[[Any], Any], thing: Any) -> None:
         self._owned.append((destroy, thing))

@@ -23,12 +23,6 @@ from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.policy import sample_actions
 
-PROVIDERS = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-
 
 @dataclass(frozen=True)
 class Request:
@@ -75,7 +69,7 @@ class OnnxPolicy:
         Args:
             bundle: Of kind policy or both.
             embodiment: Of the robots; the bundle must have been made for it.
-            provider: "auto" (TensorRT, CUDA, CPU, whichever is there) or one of `PROVIDERS`.
+            provider: See `OnnxModel`.
             threads: Cores of one inference on the CPU.
 
         Raises:
@@ -89,7 +83,7 @@ class OnnxPolicy:
         bundle.check_embodiment(embodiment)
         self.bundle = bundle
         self._tokenizer = ActionTokenizer(embodiment.action)
-        self._model = OnnxModel(bundle, None if provider == "auto" else [PROVIDERS[provider]], threads)
+        self._model = OnnxModel(bundle, provider, threads)
 
     @property
     def id(self) -> str:
@@ -105,6 +99,11 @@ class OnnxPolicy:
     def provider(self) -> str:
         """What runs it, for example CPUExecutionProvider."""
         return self._model.provider
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Better providers that are installed and did not come up."""
+        return self._model.passed_over
 
     def warm_up(self, robots: int) -> None:
         """Runs every batch size once, so that the first real inference allocates nothing.

@@ -29,7 +29,7 @@ from efm_policy_node.command_outlet import NO_OBSERVATION_NS
 from efm_ros.commands import decode_command, encode_command
 from efm_ros.conversion import ns_to_stamp, rgb_to_image
 from efm_ros.names import in_robot
-from efm_ros.qos import COMMANDS, EVENTS, IMAGES, LATCHED
+from efm_ros.qos import COMMANDS, EVENTS, IMAGES, LATCHED, MODELS
 from efm_ros.testing import Spinner
 
 START_NS = 1_700_000_000_000_000_000
@@ -60,7 +60,7 @@ class FakeRobot:
             Float64MultiArray, in_robot(robot, embodiment.action.topic), self._commanded, COMMANDS
         )
         node.create_subscription(PolicyStep, in_robot(robot, "policy_step"), self.steps.append, EVENTS)
-        node.create_subscription(ModelStatus, in_robot(robot, "model_status"), self.statuses.append, LATCHED)
+        node.create_subscription(ModelStatus, in_robot(robot, "model_status"), self.statuses.append, MODELS)
         node.create_timer(0.3, self._show_again)
         self.act = ActionClient(node, Act, in_robot(robot, "policy/act"))
         self.wish = node.create_publisher(Float64MultiArray, in_robot(robot, "teleop/command"), COMMANDS)

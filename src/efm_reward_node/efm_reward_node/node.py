@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ class RewardNode(EfmLifecycleNode):
             self._supply.close()
             self._supply = None
 
-    def parameters_changed(self, parameters: RewardParameters) -> None:
+    def parameters_changed(self, names: Collection[str]) -> None:
         """Swaps in the bundle that was set."""
-        if self._supply is not None and parameters.bundle:
-            self._supply.want(Path(parameters.bundle).expanduser())
+        if self._supply is not None and "bundle" in names and self.parameters.bundle:
+            self._supply.want(Path(self.parameters.bundle).expanduser())
 
     # Models
 
@@ -139,7 +140,7 @@ class RewardNode(EfmLifecycleNode):
             answer.message = "expected an active node; activate it first"
             return answer
         if model is None:
-            answer.reason, answer.message = int(Reason.BUNDLE_UNKNOWN), self._why_no_model()
+            answer.reason, answer.message = int(Reason.BUNDLE_UNKNOWN), self._supply.why_none()
             return answer
         answer.bundle_id = model.id
         try:
@@ -169,21 +170,10 @@ class RewardNode(EfmLifecycleNode):
         supply, live = self._supply, self._live
         if supply is None:
             return
-        model, refusal = supply.current, supply.refusal
-        level, message = OK, "ready"
-        if model is None:
-            level, message = WARN, self._why_no_model()
-        elif refusal is not None:
-            level, message = WARN, "goes on with the old bundle; the last one was refused"
-        self.diagnose(
-            "model",
-            level,
-            message,
-            bundle_id=model.id if model is not None else "",
-            provider=model.provider if model is not None else "",
+        model = supply.current
+        supply.diagnose(
             threshold=model.threshold if model is not None else "",
             hold=model.hold if model is not None else "",
-            refused=f"{refusal.bundle_id}: {refusal.message}" if refusal is not None else "",
         )
         for robot in live.robots if live is not None else ():
             self._diagnose_robot(live, robot)
@@ -210,10 +200,3 @@ class RewardNode(EfmLifecycleNode):
             waiting=stream.waiting,
             latency_s=robot.latency_s,
         )
-
-    def _why_no_model(self) -> str:
-        refusal = self._supply.refusal if self._supply is not None else None
-        if refusal is not None:
-            return f"no bundle to judge with; the last one was refused: {refusal.message}"
-        topic = f"{self.parameters.learner.rstrip('/')}/models"
-        return f"no bundle to judge with yet; waiting for one on '{topic}', or set the parameter bundle"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from efm_core.errors import BadRequest
-from efm_reward_node.reward_model import PROVIDERS
+from efm_core.onnx_model import PROVIDERS
 from efm_ros.lifecycle import NodeParameters
 from efm_ros.parameters import param
 

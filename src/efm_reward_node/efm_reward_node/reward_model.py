@@ -16,18 +16,13 @@ import numpy as np
 
 from efm_core.bundle import Bundle, load_bundle
 from efm_core.embodiment import Embodiment
-from efm_core.episode import Episode, history_stack
+from efm_core.episode import Episode, observations_of
 from efm_core.errors import BundleUnusable, EfmError, EmbodimentMismatch, Reason
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.reward import first_success
 from efm_core.steps_to_go import StepsToGoBins, combine
 
-PROVIDERS = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
 LABEL_BATCH = 16  # Observations of a recording that are judged at once; live ones wait no longer than that.
 
 
@@ -90,7 +85,7 @@ class RewardModel:
             embodiment: Of the robots; the bundle must have been made for it.
             threshold: Success threshold s [control steps]; negative: the bundle's.
             hold: Observations in a row at or below s that make a success; 0: the bundle's.
-            provider: "auto" (TensorRT, CUDA, CPU, whichever is there) or one of `PROVIDERS`.
+            provider: See `OnnxModel`.
             threads: Cores of one inference on the CPU.
 
         Raises:
@@ -114,7 +109,7 @@ class RewardModel:
         self.hold = hold or manifest.success_hold
         self._combine = manifest.combine
         self._bins = StepsToGoBins(embodiment.steps_to_go.bins, embodiment.steps_to_go.width)
-        self._model = OnnxModel(bundle, None if provider == "auto" else [PROVIDERS[provider]], threads)
+        self._model = OnnxModel(bundle, provider, threads)
         self._turn = threading.Lock()
 
     @property
@@ -126,6 +121,11 @@ class RewardModel:
     def provider(self) -> str:
         """What runs it, for example CPUExecutionProvider."""
         return self._model.provider
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Better providers that are installed and did not come up."""
+        return self._model.passed_over
 
     def warm_up(self, robots: int) -> None:
         """Runs every batch size once, so that the first real inference allocates nothing.
@@ -208,14 +208,12 @@ def label_episode(
             f"{model.id}, found {episode.embodiment.digest} ('{episode.embodiment.name}')"
         )
     text = instruction or episode.instruction
-    stacks = {c.name: history_stack(len(episode), c.frames) for c in episode.embodiment.cameras}
     judgements: list[Judgement] = []
     for start in range(0, len(episode), LABEL_BATCH):
         if stopped():
             raise LabellingStopped(f"episode {episode.id}: stopped at observation {start}; ask again")
-        rows = np.arange(start, min(start + LABEL_BATCH, len(episode)))
-        observations = _observations(episode, stacks, rows)
-        for judgement in model.judge(observations, [text] * len(rows)):
+        observations = observations_of(episode, start, min(start + LABEL_BATCH, len(episode)))
+        for judgement in model.judge(observations, [text] * len(observations)):
             if isinstance(judgement, EfmError):
                 raise judgement
             judgements.append(judgement)
@@ -226,19 +224,3 @@ def label_episode(
         spread=np.array([judgement.spread for judgement in judgements], np.float32),
         success_index=first_success(expectation, model.threshold, model.hold),
     )
-
-
-def _observations(episode: Episode, stacks: dict[str, np.ndarray], rows: np.ndarray) -> list[Observation]:
-    """Makes observations out of rows of an episode, as the robot's `ObservationAssembler` did live."""
-    images = {}
-    for name, stack in stacks.items():
-        flat = episode.images.rows(name, stack[rows].reshape(-1))
-        images[name] = flat.reshape(len(rows), stack.shape[1], *flat.shape[1:])
-    return [
-        Observation(
-            int(episode.stamps[row]),
-            {name: batch[index] for name, batch in images.items()},
-            None if episode.state is None else episode.state[row],
-        )
-        for index, row in enumerate(rows)
-    ]

@@ -9,6 +9,8 @@ from rclpy.parameter import Parameter
 
 from efm_core.errors import Reason
 from efm_msgs.msg import ModelStatus
+from efm_reward_node.reward_model import RewardModel
+from efm_ros.lifecycle import WARN
 
 DONE = TransitionCallbackReturn.SUCCESS
 
@@ -179,3 +181,13 @@ def test_of_many_announcements_at_once_only_the_newest_is_loaded(start, learner,
     loaded = {status.bundle_id for status in arm.statuses if status.state == ModelStatus.STATE_LOADING}
     assert made[-1].id in loaded
     assert len(loaded & {bundle.id for bundle in made}) <= 2  # The burst may come in two pieces.
+
+
+def test_a_gpu_that_did_not_come_up_is_told_in_the_diagnostics(start, monkeypatch):
+    monkeypatch.setattr(RewardModel, "passed_over", ("CUDAExecutionProvider",))
+    node, _ = start()
+    node.update_diagnostics()
+    level, message, figures = node.diagnostics["model"]
+    assert level == WARN
+    assert message.startswith("runs on the CPU: CUDAExecutionProvider did not come up")
+    assert figures["provider"] == "CPUExecutionProvider"

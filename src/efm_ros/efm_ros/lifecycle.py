@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
@@ -118,8 +118,8 @@ class EfmLifecycleNode(LifecycleNode):
     def release(self) -> None:
         """Gives everything back, also what `acquire` took before it raised. Called any number of times."""
 
-    def parameters_changed(self, parameters: Any) -> None:
-        """Told after a settable parameter was set; `self.parameters` is the new instance already."""
+    def parameters_changed(self, names: Collection[str]) -> None:
+        """Told which settable parameters were set; `self.parameters` is the new instance already."""
 
     def update_diagnostics(self) -> None:
         """Called before every publication of diagnostics, to call `diagnose` with the newest figures."""
@@ -220,9 +220,9 @@ class EfmLifecycleNode(LifecycleNode):
 
     # Parameters, diagnostics, errors
 
-    def _take_parameters(self, parameters: NodeParameters) -> None:
+    def _take_parameters(self, parameters: NodeParameters, names: Collection[str]) -> None:
         self.parameters = parameters
-        self.parameters_changed(parameters)
+        self.parameters_changed(names)
 
     def _publish_diagnostics(self) -> None:
         self.update_diagnostics()

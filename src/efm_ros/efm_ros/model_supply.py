@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from rclpy.node import Node
 from rclpy.subscription import Subscription
 
 from efm_core.errors import BundleInvalid, BundleTampered, EfmError, EmbodimentMismatch, Reason, reason_of
 from efm_msgs.msg import ModelInfo, ModelStatus
+from efm_ros.lifecycle import OK, WARN, EfmLifecycleNode
 from efm_ros.names import in_robot, robot_label
 from efm_ros.qos import LATCHED, MODELS
 from efm_ros.transfer import BundleFetcher
@@ -38,6 +38,14 @@ class Model(Protocol):
     @property
     def id(self) -> str:
         """The bundle's id."""
+
+    @property
+    def provider(self) -> str:
+        """What runs it."""
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Better providers that are installed and did not come up."""
 
 
 AnyModel = TypeVar("AnyModel", bound=Model)
@@ -57,7 +65,7 @@ class ModelSupply(Generic[AnyModel]):
 
     def __init__(
         self,
-        node: Node,
+        node: EfmLifecycleNode,
         robots: Sequence[str],
         load: Callable[[Path], AnyModel],
         bundle_dir: Path,
@@ -84,14 +92,14 @@ class ModelSupply(Generic[AnyModel]):
         self._load = load
         self._digest = embodiment_digest
         self._kinds = frozenset(kinds)
-        self._learner = learner.rstrip("/")
+        self._topic = f"{learner.rstrip('/')}/models"
         self._ready = ready
         self._keep = keep
         self._publishers = {
             robot: node.create_publisher(ModelStatus, in_robot(robot, "model_status"), LATCHED)
             for robot in robots
         }
-        self._fetcher = BundleFetcher(node, bundle_dir, learner)
+        self._fetcher = BundleFetcher(node, bundle_dir, learner) if learner else None
         self._changed = threading.Condition()
         self._current: AnyModel | None = None
         self._previous: AnyModel | None = None
@@ -115,6 +123,37 @@ class ModelSupply(Generic[AnyModel]):
         with self._changed:
             return self._refusal
 
+    def why_none(self) -> str:
+        """Says why there is no model to run."""
+        refusal = self.refusal
+        if refusal is not None:
+            return f"no bundle to run; the last one was refused: {refusal.message}"
+        return f"no bundle to run yet; waiting for one on '{self._topic}', or set the parameter bundle"
+
+    def diagnose(self, **more: object) -> None:
+        """Tells what runs, and what an operator should know about it; `more` are figures of the node."""
+        model, refusal = self.current, self.refusal
+        level, message = OK, "ready"
+        if model is None:
+            level, message = WARN, self.why_none()
+        elif refusal is not None:
+            level, message = WARN, "goes on with the old bundle; the last one was refused"
+        elif model.passed_over and model.provider == "CPUExecutionProvider":
+            level = WARN
+            message = (
+                f"runs on the CPU: {' and '.join(model.passed_over)} did not come up; is the driver there?"
+            )
+        self._node.diagnose(
+            "model",
+            level,
+            message,
+            bundle_id=model.id if model is not None else "",
+            provider=model.provider if model is not None else "",
+            passed_over=", ".join(model.passed_over) if model is not None else "",
+            refused=f"{refusal.bundle_id}: {refusal.message}" if refusal is not None else "",
+            **more,
+        )
+
     def load_now(self, path: Path) -> None:
         """Loads a bundle in the calling thread, for configure.
 
@@ -134,8 +173,8 @@ class ModelSupply(Generic[AnyModel]):
     def follow(self) -> None:
         """Asks for every bundle of the right kind that the learner announces, beginning with the newest."""
         if self._subscription is None:
-            topic = f"{self._learner}/models"
-            self._subscription = self._node.create_subscription(ModelInfo, topic, self._announced, MODELS)
+            subscribe = self._node.create_subscription
+            self._subscription = subscribe(ModelInfo, self._topic, self._announced, MODELS)
 
     def unfollow(self) -> None:
         """Leaves announcements alone from now on."""
@@ -175,10 +214,12 @@ class ModelSupply(Generic[AnyModel]):
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._fetcher.stop()
+        if self._fetcher is not None:
+            self._fetcher.stop()
         self.unfollow()
         self._thread.join(timeout_s)
-        self._fetcher.destroy()
+        if self._fetcher is not None:
+            self._fetcher.destroy()
         for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
         self._publishers.clear()
@@ -227,6 +268,7 @@ class ModelSupply(Generic[AnyModel]):
                 f"bundle {info.bundle_id}: expected embodiment {self._digest}, found "
                 f"{info.embodiment_digest}; is this the learner of another kind of robot?"
             )
+        assert self._fetcher is not None  # Nobody announces without a learner.
         self._tell(info.bundle_id, ModelStatus.STATE_FETCHING)
         return self._fetcher.fetch(
             info.bundle_id, info.archive_size, info.archive_sha256, is_outdated=self._is_outdated

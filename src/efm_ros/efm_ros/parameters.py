@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -71,15 +71,15 @@ def param(
 
 
 def declare(
-    node: Node, cls: type[Parameters], changed: Callable[[Parameters], None] | None = None
+    node: Node, cls: type[Parameters], changed: Callable[[Parameters, Collection[str]], None] | None = None
 ) -> Parameters:
     """Declares every field of a dataclass as a parameter of a node and reads the values.
 
     Args:
         node: Node that owns the parameters.
         cls: Frozen dataclass whose fields were made with `param`.
-        changed: Called with a new instance after a settable parameter was set; the old instance keeps its
-            values.
+        changed: Called after settable parameters were set, with a new instance (the old one keeps its
+            values) and their names.
 
     Returns:
         The values that hold now.
@@ -217,7 +217,7 @@ def _watch(
     fields: dict[str, dataclasses.Field],
     types: dict[str, Parameter.Type],
     first: Parameters,
-    changed: Callable[[Parameters], None] | None,
+    changed: Callable[[Parameters, Collection[str]], None] | None,
 ) -> None:
     """Checks every later set, and tells `changed` about those that took effect."""
     current = first
@@ -246,7 +246,7 @@ def _watch(
         if values:
             current = dataclasses.replace(current, **values)  # type: ignore[type-var]
             if changed is not None:
-                changed(current)
+                changed(current, values.keys())
 
     node.add_on_set_parameters_callback(check)
     node.add_post_set_parameters_callback(take)

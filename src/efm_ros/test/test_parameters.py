@@ -138,7 +138,7 @@ def test_a_read_only_parameter_cannot_be_set(make_node):
 def test_a_bad_value_is_refused_when_set_and_the_old_one_stays(make_node, name, value, reason):
     told = []
     node = make_node()
-    declare(node, CameraParameters, told.append)
+    declare(node, CameraParameters, lambda *words: told.append(words))
     before = node.get_parameter(name).value
     result = node.set_parameters([Parameter(name, value=value)])[0]
     assert not result.successful
@@ -150,9 +150,9 @@ def test_a_bad_value_is_refused_when_set_and_the_old_one_stays(make_node, name, 
 def test_a_good_value_is_told_with_all_the_others_unchanged(make_node):
     told = []
     node = make_node(Parameter("rate", value=20.0))
-    declare(node, CameraParameters, told.append)
+    declare(node, CameraParameters, lambda values, names: told.append((values, set(names))))
     assert node.set_parameters([Parameter("gain", value=0.75)])[0].successful
-    assert told == [CameraParameters(rate=20.0, gain=0.75)]
+    assert told == [(CameraParameters(rate=20.0, gain=0.75), {"gain"})]
 
 
 def test_a_rule_between_fields_holds_at_start_and_for_every_later_set(make_node):
