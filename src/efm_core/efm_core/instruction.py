@@ -22,7 +22,9 @@ import numpy.typing as npt
 from efm_core.errors import BadRequest, BundleInvalid, nearest
 from efm_core.strict_record import Fault, read_record, setting
 
-PADDING = 0
+# Fills up what is too short: word number 0 is left free by hashed words, a tokenizer may use all from 0 on.
+NO_WORD = 0
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def encode_instruction(
         folder: of the bundle, for the tokenizer's file.
 
     Returns:
-        int64 [L], filled up with the padding number at the end.
+        int64 [L], filled up at the end with `NO_WORD` (hashed words) or `NO_TOKEN` (tokenizer).
 
     Raises:
         BadRequest: the instruction is longer than the model can take.
@@ -78,12 +80,12 @@ def encode_instruction(
     settings = parse_instruction_spec(spec)
     if isinstance(settings, NoInstruction):
         return np.zeros(0, dtype=np.int64)
-    padding = PADDING
+    padding = NO_TOKEN
     if isinstance(settings, HashedWords):
+        padding = NO_WORD
         numbers = [zlib.crc32(word.encode()) % (settings.buckets - 1) + 1 for word in _words(text)]
     else:
-        tokenizer, padding = _tokenizer(str(_inside(folder, settings.file)))
-        numbers = tokenizer.encode(text).ids
+        numbers = _tokenizer(str(_inside(folder, settings.file))).encode(text).ids
     if len(numbers) > settings.length:
         raise BadRequest(
             f"instruction: expected at most {settings.length} tokens, found {len(numbers)} in '{text:.200}'; "
@@ -128,8 +130,8 @@ def _inside(folder: Path | None, file: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(file: str) -> tuple[Any, int]:
-    """Returns a loaded tokenizer and its padding number."""
+def _tokenizer(file: str) -> Any:
+    """Returns a loaded tokenizer, which neither pads nor cuts."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -140,7 +142,6 @@ def _tokenizer(file: str) -> tuple[Any, int]:
         tokenizer = Tokenizer.from_file(file)
     except Exception as error:  # The package raises a bare Exception.
         raise BundleInvalid(f"{file}: expected a tokenizer.json, found: {error}") from error
-    padding = tokenizer.padding["pad_id"] if tokenizer.padding else PADDING
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, padding
+    return tokenizer

@@ -75,7 +75,7 @@ def test_a_tokenizer_of_the_bundle_is_used_without_its_own_cutting(tmp_path):
     tokenizer.enable_truncation(2)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     spec = {"kind": "tokenizer", "file": "tokenizer.json", "length": 4}
-    np.testing.assert_array_equal(encode_instruction("push red what", spec, tmp_path), [1, 2, 0, 3])
+    np.testing.assert_array_equal(encode_instruction("push red what", spec, tmp_path), [1, 2, 0, -1])
     with pytest.raises(BadRequest, match="expected at most 4 tokens, found 5"):
         encode_instruction("push push push push push", spec, tmp_path)
 

@@ -31,6 +31,7 @@ from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable
 from efm_core.manifest import OUTPUTS as OUTPUTS_OF_KIND
 from efm_core.manifest import BundleManifest
+from efm_learner.backbones.adapters import merged
 from efm_learner.network import (
     ACTION_LOGITS,
     BATCH,
@@ -77,12 +78,13 @@ class OnnxExporter:
         self._weights: dict[str, onnx.TensorProto] = {}
 
     def export(self, network: EfmNetwork) -> bytes:
-        """Returns the ONNX file of a network, with every weight inside.
+        """Returns the ONNX file of a network, with every weight inside; adapters are merged into the layers.
 
         Raises:
             BundleUnusable: A weight is not finite.
         """
         architecture = architecture_of(network)
+        network = merged(network)
         if architecture != self._architecture:
             self._model = _trace(network, self.outputs)
             names = network.state_dict().keys()
@@ -141,6 +143,10 @@ def export_bundle(
     batch = random_batch(network, 8) if parity_batch is None else dict(parity_batch)
     model = exporter.export(network)
     files: dict[str, bytes | Path] = {MODEL_FILE: model, WEIGHTS_FILE: save_weights(network)}
+    instruction = dict(network.instruction)
+    if instruction["kind"] == "tokenizer":
+        file = Path(instruction["file"])
+        files[file.name], instruction["file"] = file, file.name
     parity = {
         "source": "random inputs" if parity_batch is None else "episode frames",
         "samples": len(next(iter(batch.values()))),
@@ -156,7 +162,7 @@ def export_bundle(
             inputs=input_specs(network),
             outputs=_output_specs(network, exporter.outputs),
             opset=exporter.opset,
-            instruction=dict(network.instruction),
+            instruction=instruction,
             backbone=network.backbone_settings,
             heads=network.heads,
             parity=parity,
@@ -179,6 +185,8 @@ def load_network(bundle: Bundle | Path | str) -> EfmNetwork:
         network.load_state_dict(load_file(bundle.file(WEIGHTS_FILE)))
     except RuntimeError as error:
         raise BundleInvalid(f"{bundle.path}: {WEIGHTS_FILE} does not fit its manifest: {error}") from error
+    if network.instruction["kind"] == "tokenizer":
+        network.instruction["file"] = str(bundle.file(network.instruction["file"]))
     return network.eval()
 
 

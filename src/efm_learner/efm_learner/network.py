@@ -148,7 +148,7 @@ def build_network(embodiment: Embodiment, backbone: Mapping[str, Any], heads: in
 
     Args:
         embodiment: Decides the inputs, the action bins and the steps-to-go bins.
-        backbone: `{"name": "state" | "small", "shared_trunk": bool, ...settings of the backbone}`.
+        backbone: `{"name": "state" | "small" | "vlm", "shared_trunk": bool, ...settings of the backbone}`.
         heads: Steps-to-go heads E of the ensemble.
     """
     return EfmNetwork(embodiment, backbone, heads)

@@ -20,6 +20,7 @@ from efm_core.errors import BadRequest, nearest
 BACKBONES: Mapping[str, str] = {
     "state": "efm_learner.backbones.state:StateBackbone",
     "small": "efm_learner.backbones.small:SmallBackbone",
+    "vlm": "efm_learner.backbones.vlm:VlmBackbone",
 }
 
 Batch = Mapping[str, torch.Tensor]
