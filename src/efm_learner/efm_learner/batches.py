@@ -7,6 +7,9 @@ steps-to-go (a third each with the instruction objective). Of the steps-to-go ro
 - censored: from unsuccessful episodes, "at least this many steps left";
 - mismatched: a row of any episode under an instruction that means something else, censored likewise;
 - rewound: frames of history in reverse order, censored at the steps that the oldest frame had left.
+
+Of the rows of both, a share can be told in hindsight: their goal is a state that the same episode reached
+later, successful or not. That needs a state vector which names the goal (`Labelling.hindsight_goals`).
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ import numpy.typing as npt
 import torch
 
 from efm_core.embodiment import Embodiment
-from efm_core.errors import BadRequest
+from efm_core.errors import BadRequest, nearest
 from efm_core.steps_to_go import StepsToGoBins
-from efm_learner.backbones import INSTRUCTION
+from efm_learner.backbones import INSTRUCTION, STATE
 from efm_learner.network import EfmNetwork, input_specs
 from efm_learner.objectives import Targets, head_weights
 from efm_learner.samples import IntArray, Labelling, StepTable
@@ -47,6 +50,8 @@ class Mixture:
         censored: Share of the steps-to-go rows from unsuccessful episodes; less where there are few.
         mismatched: Share of the steps-to-go rows under a foreign instruction.
         rewound: Share of the steps-to-go rows with reversed history; needs cameras with 2 frames or more.
+        hindsight: Share of the cloning and of the steps-to-go rows whose goal is a state that the episode
+            reached later; needs `labelling.hindsight_goals`.
         head_share: Share of the episodes that each head of an ensemble is trained on.
         instruction: Whether a third of the rows is for the instruction objective.
         shift_pixels: Greatest random shift of images, in pixels of the model's image; 0 means none.
@@ -56,18 +61,17 @@ class Mixture:
     censored: float = 0.25
     mismatched: float = 0.0
     rewound: float = 0.0
+    hindsight: float = 0.0
     head_share: float = 0.8
     instruction: bool = False
     shift_pixels: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("censored", "mismatched", "rewound"):
+        for name in ("censored", "mismatched", "rewound", "hindsight"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise BadRequest(f"mixture.{name}: expected a share in [0, 1), found {getattr(self, name)}")
-        if self.censored + self.mismatched + self.rewound >= 1.0:
-            raise BadRequest(
-                "mixture: the shares of censored, mismatched and rewound rows must sum to less than 1"
-            )
+        if self.censored + self.mismatched + self.rewound + self.hindsight >= 1.0:
+            raise BadRequest("mixture: censored, mismatched, rewound and hindsight must sum to less than 1")
         if not 0.0 < self.head_share <= 1.0:
             raise BadRequest(f"mixture.head_share: expected a share in (0, 1], found {self.head_share}")
         if self.batch_size < 4 or self.shift_pixels < 0:
@@ -85,6 +89,7 @@ class Plan:
         censored: bool [s].
         instruction: int64 [s], number of the instruction shown.
         backwards: bool [s], whether the history is reversed.
+        goal: int64 [b + s], row whose state is the goal in hindsight; -1: the episode's own goal.
         tell: int64 [w], episodes whose instruction is to be told.
         shifts: int64 [b + s + w, 2], shift of the images in pixels, down and to the right.
     """
@@ -95,6 +100,7 @@ class Plan:
     censored: npt.NDArray[np.bool_]
     instruction: IntArray
     backwards: npt.NDArray[np.bool_]
+    goal: IntArray
     tell: IntArray
     shifts: IntArray
 
@@ -104,8 +110,10 @@ class Plan:
             return self
         b, s = len(self.clone), len(self.judge)
         values = {item.name: getattr(self, item.name)[index::parts] for item in fields(self)}
-        shifts = [self.shifts[:b], self.shifts[b : b + s], self.shifts[b + s :]]
-        return replace(self, **{**values, "shifts": np.concatenate([item[index::parts] for item in shifts])})
+        for name in ("goal", "shifts"):
+            of_objectives = np.split(getattr(self, name), [b, b + s])
+            values[name] = np.concatenate([item[index::parts] for item in of_objectives])
+        return replace(self, **values)
 
 
 class BatchMaker:
@@ -145,6 +153,7 @@ class BatchMaker:
         self.goal_rows = np.flatnonzero(~table.censored & np.isfinite(table.steps_to_go))
         self.censored_rows = np.flatnonzero(table.censored)
         self.moving_rows = self.goal_rows[table.steps_to_go[self.goal_rows] > 0]
+        self.reaching_rows = np.setdiff1d(np.arange(len(table)), table.last)
         self.told = np.flatnonzero(table.success)
         self.others = foreign_instructions(table.instructions)
         meant = np.array([len(item) > 0 for item in self.others])
@@ -152,6 +161,7 @@ class BatchMaker:
         # A handful of unsuccessful episodes would only be learnt by heart.
         natural = len(self.censored_rows) / max(1, len(self.censored_rows) + len(self.goal_rows))
         self.censored_share = min(mixture.censored, MOST_OFTEN * natural)
+        self.goal_columns, self.reached_columns = _hindsight_columns(labelling, self.embodiment)
         self._check()
 
         parts = 3 if mixture.instruction else 2
@@ -166,27 +176,41 @@ class BatchMaker:
         censored = round(judged * self.censored_share)
         mismatched = round(judged * mixture.mismatched)
         rewound = round(judged * mixture.rewound)
-        exact = judged - censored - mismatched - rewound
-        pools = ((self.goal_rows, exact), (self.censored_rows, censored), (self.swappable, mismatched))
-        rows = [rng.choice(pool, count) for pool, count in (*pools, (self.moving_rows, rewound)) if count]
-        judge = np.concatenate(rows)
-        kind = np.repeat(np.arange(4), [exact, censored, mismatched, rewound])
+        hindsight = round(judged * mixture.hindsight)
+        exact = judged - censored - mismatched - rewound - hindsight
+        pools = (
+            (self.goal_rows, exact),
+            (self.censored_rows, censored),
+            (self.swappable, mismatched),
+            (self.moving_rows, rewound),
+            (self.reaching_rows, hindsight),
+        )
+        judge = np.concatenate([rng.choice(pool, count) for pool, count in pools if count])
+        kind = np.repeat(np.arange(len(pools)), [count for _, count in pools])
         instruction = table.episode_instruction[table.episode[judge]]
         for index in np.flatnonzero(kind == 2):
             instruction[index] = rng.choice(self.others[instruction[index]])
         bound = table.steps_to_go[judge].copy()
         bound[kind == 2] = self.margin
         bound[kind == 3] += self.history - 1
+        goal = np.full(judged, -1)
+        goal[kind == 4] = self._reached_later(judge[kind == 4], rng)
+        bound[kind == 4] = (goal - judge)[kind == 4]
         # Mixed, so that every process gets its share of each kind.
         order = rng.permutation(judged)
         shift = mixture.shift_pixels
+        clone = rng.choice(self.clone_rows, cloned)
+        told_later = np.arange(cloned) < round(cloned * mixture.hindsight)
+        clone_goal = np.full(cloned, -1)
+        clone_goal[told_later] = self._reached_later(clone[told_later], rng)
         return Plan(
-            clone=rng.choice(self.clone_rows, cloned),
+            clone=clone,
             judge=judge[order],
             bound=bound[order],
-            censored=(kind > 0)[order],
+            censored=((kind > 0) & (kind < 4))[order],
             instruction=instruction[order],
             backwards=(kind == 3)[order],
+            goal=np.concatenate([clone_goal, goal[order]]),
             tell=rng.choice(self.told, told) if told else np.zeros(0, np.int64),
             shifts=rng.integers(-shift, shift + 1, (cloned + judged + told, 2)),
         )
@@ -204,6 +228,10 @@ class BatchMaker:
         inputs = table.inputs(
             rows, self.embodiment, self.names, self.spec, instruction, backwards if backwards.any() else None
         )
+        later = np.flatnonzero(plan.goal >= 0)
+        if len(later) and table.state is not None:
+            reached = table.state[plan.goal[later]][:, self.reached_columns]
+            inputs[STATE][later[:, None], self.goal_columns] = torch.from_numpy(reached)
         words = torch.zeros(0, 0, dtype=torch.int64)
         if w:
             words = inputs[INSTRUCTION][b + s : b + s + w].clone()
@@ -224,6 +252,11 @@ class BatchMaker:
         )
         return inputs, targets
 
+    def _reached_later(self, rows: IntArray, rng: np.random.Generator) -> IntArray:
+        """Returns for each row one of the later rows of its episode, any as likely; the last: itself."""
+        left = self.table.last[self.table.episode[rows]] - rows
+        return rows + np.minimum(rng.integers(1, np.maximum(left, 1) + 1), left)
+
     def _check(self) -> None:
         mixture = self.mixture
         needs = {
@@ -233,6 +266,8 @@ class BatchMaker:
             or (len(self.swappable) > 0 and INSTRUCTION in self.names),
             "mixture.rewound needs a camera with 2 frames or more": not mixture.rewound
             or (self.history > 1 and len(self.moving_rows) > 0),
+            "mixture.hindsight needs labelling.hindsight_goals and a backbone with a state": not mixture.hindsight
+            or (len(self.goal_columns) > 0 and STATE in self.names),
             "mixture.instruction needs a backbone with instructions": not mixture.instruction
             or INSTRUCTION in self.names,
         }
@@ -243,6 +278,19 @@ class BatchMaker:
                 f"{int(self.table.success.sum())} of them successful, and {len(self.table.instructions)} "
                 "instructions"
             )
+
+
+def _hindsight_columns(labelling: Labelling, embodiment: Embodiment) -> tuple[list[int], list[int]]:
+    """Returns the columns of the state that name the goal, and those that show what was reached."""
+    entries = [entry.name for entry in embodiment.state.entries] if embodiment.state else []
+    for name in (*labelling.hindsight_goals, *labelling.hindsight_goals.values()):
+        if name not in entries:
+            raise BadRequest(
+                f"labelling.hindsight_goals: expected entries of the state, of {', '.join(entries) or 'none'}, "
+                f"found {name!r}{nearest(name, entries)}"
+            )
+    pairs = labelling.hindsight_goals.items()
+    return [entries.index(goal) for goal, _ in pairs], [entries.index(reached) for _, reached in pairs]
 
 
 def shifted(images: torch.Tensor, shifts: IntArray) -> torch.Tensor:

@@ -9,8 +9,8 @@ single bag trains by the same code. The honesty of the targets is decided here, 
 - An unsuccessful episode says that at least so many steps were left as it still had, plus a margin: a lower
   bound ("censored"), never a target. A discarded episode teaches nothing and must not be handed in.
 
-Hindsight goals are left out: the goal here is a sentence about the whole episode, and a state on the way has
-no sentence of its own.
+A goal is a sentence about the whole episode, and a state on the way has no sentence of its own. Where the
+state itself names the goal, `Labelling.hindsight_goals` says so, and batches can show goals in hindsight.
 """
 
 from __future__ import annotations
@@ -97,11 +97,14 @@ class Labelling:
         imitate_rest: Whether the steps of rest are imitated as well.
         censored_margin: An unsuccessful episode counts as at least this many steps from success when it
             ends [control steps].
+        hindsight_goals: State entry that names the goal -> entry that shows what was reached, for
+            `mixture.hindsight`.
     """
 
     rest_steps: int = 0
     imitate_rest: bool = True
     censored_margin: int = 10
+    hindsight_goals: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

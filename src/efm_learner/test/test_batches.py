@@ -1,5 +1,7 @@
 """The composition of batches: even, repeatable, divisible, and honest about negatives."""
 
+from dataclasses import replace
+
 import dots
 import numpy as np
 import pytest
@@ -58,6 +60,52 @@ def test_a_single_unsuccessful_episode_is_not_shown_over_and_over():
     made = maker(Mixture(batch_size=64, censored=0.5), successful=30, unsuccessful=1)
     share = len(made.censored_rows) / (len(made.censored_rows) + len(made.goal_rows))
     assert made.plan(0).censored.sum() == round(32 * 3 * share)
+
+
+def aiming(successful=4, unsuccessful=2, share=0.5, **goals):
+    """Dots whose state names a goal as well; where it is, no hindsight can know."""
+    entries = [{"name": name, "unit": "m", "low": 0.0, "high": 16.0} for name in ("x", "goal_x")]
+    state = {"topic": "joint_states", "interface": "joint_states", "entries": entries}
+    embodiment = dots.embodiment(state=state)
+    episodes = [
+        replace(e, state=np.hstack([e.state, np.full_like(e.state, 99)]))
+        for e in dots.episodes(successful, unsuccessful)
+    ]
+    labelling = replace(LABELLING, hindsight_goals=goals or {"goal_x": "x"})
+    table = make_table(episodes, embodiment, labelling)
+    network = build_network(embodiment, {"name": "state"})
+    mixture = Mixture(batch_size=64, censored=0.0, hindsight=share)
+    return BatchMaker(table, network, mixture, labelling, 5)
+
+
+def test_in_hindsight_the_goal_is_what_the_episode_reached_that_many_steps_later():
+    made = aiming()
+    plan = made.plan(1)
+    inputs, targets = made.tensors(plan)
+    rows, table = np.concatenate([plan.clone, plan.judge]), made.table
+    later = plan.goal >= 0
+    assert later[:32].sum() == later[32:].sum() == 16 and not targets.censored.any()
+    assert (table.episode[plan.goal[later]] == table.episode[rows[later]]).all()
+    state = inputs["observation.state"].numpy()
+    np.testing.assert_array_equal(state[later, 1], table.state[plan.goal[later], 0])
+    np.testing.assert_array_equal(state[~later, 1], np.full((~later).sum(), 99))
+    np.testing.assert_array_equal(plan.bound[later[32:]], (plan.goal - rows)[32:][later[32:]])
+    assert (table.state[:, 1] == 99).all(), "the table keeps what was recorded"
+
+
+def test_failed_episodes_teach_in_hindsight_how_far_it_was_to_where_they_got():
+    made = aiming(successful=1, unsuccessful=8)
+    plan = made.plan(0)
+    judged = plan.judge[plan.goal[32:] >= 0]
+    assert not made.table.success[made.table.episode[judged]].all()
+    assert made.table.success[made.table.episode[plan.clone]].all()
+
+
+def test_hindsight_without_a_goal_in_the_state_is_refused():
+    with pytest.raises(BadRequest, match="mixture.hindsight needs labelling.hindsight_goals"):
+        maker(Mixture(batch_size=32, hindsight=0.2))
+    with pytest.raises(BadRequest, match="found 'gaol_x', did you mean 'goal_x'"):
+        aiming(gaol_x="x")
 
 
 def test_mismatched_rows_get_an_instruction_of_another_meaning():
