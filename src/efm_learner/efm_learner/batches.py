@@ -266,7 +266,7 @@ class BatchMaker:
             or (len(self.swappable) > 0 and INSTRUCTION in self.names),
             "mixture.rewound needs a camera with 2 frames or more": not mixture.rewound
             or (self.history > 1 and len(self.moving_rows) > 0),
-            "mixture.hindsight needs labelling.hindsight_goals and a backbone with a state": not mixture.hindsight
+            "mixture.hindsight needs labelling.hindsight_goals and a state": not mixture.hindsight
             or (len(self.goal_columns) > 0 and STATE in self.names),
             "mixture.instruction needs a backbone with instructions": not mixture.instruction
             or INSTRUCTION in self.names,
@@ -286,7 +286,7 @@ def _hindsight_columns(labelling: Labelling, embodiment: Embodiment) -> tuple[li
     for name in (*labelling.hindsight_goals, *labelling.hindsight_goals.values()):
         if name not in entries:
             raise BadRequest(
-                f"labelling.hindsight_goals: expected entries of the state, of {', '.join(entries) or 'none'}, "
+                f"labelling.hindsight_goals: expected entries of the state ({', '.join(entries) or 'none'}), "
                 f"found {name!r}{nearest(name, entries)}"
             )
     pairs = labelling.hindsight_goals.items()

@@ -102,7 +102,7 @@ def test_failed_episodes_teach_in_hindsight_how_far_it_was_to_where_they_got():
 
 
 def test_hindsight_without_a_goal_in_the_state_is_refused():
-    with pytest.raises(BadRequest, match="mixture.hindsight needs labelling.hindsight_goals"):
+    with pytest.raises(BadRequest, match="needs labelling.hindsight_goals and a state"):
         maker(Mixture(batch_size=32, hindsight=0.2))
     with pytest.raises(BadRequest, match="found 'gaol_x', did you mean 'goal_x'"):
         aiming(gaol_x="x")
