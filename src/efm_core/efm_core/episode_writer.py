@@ -18,7 +18,6 @@ import dataclasses
 import json
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,20 +25,17 @@ from typing import Any, Literal
 
 import numpy as np
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.rosbag2.storage_mcap import McapWriter
 
+from efm_core.bag_writer import BagWriter
 from efm_core.embodiment import Embodiment
 from efm_core.episode_file import EMBODIMENT_KEY, FORMAT, FORMAT_KEY, SUMMARY_TOPIC
 from efm_core.errors import EpisodeDuplicate, EpisodeInvalid, SpoolFull
 from efm_core.files import disk_full_is_told, sync
 from efm_core.ids import check_name
 from efm_core.image import encode_image
-from efm_core.schemas import IMAGE_TYPE, make_header, message_class, serialize, typestore
+from efm_core.schemas import IMAGE_TYPE, make_header, message_class, serialize
 from efm_core.summary import SUMMARY_TYPE, Summary
 
-# Where a chunk record has the checksum of its content: after opcode, length, two times and a size.
-_CHUNK_CHECKSUM_AT = 9 + 24
 # Greatest log time that every reader takes [ns]: MCAP has 64 bits without a sign, most readers 63.
 _LATEST_NS = 2**63 - 1
 
@@ -72,7 +68,7 @@ class EpisodeWriter:
                 ) from error
             # rosbags names the MCAP file after its folder: the bag gets its final name inside the partial.
             bag = self._partial / self.id
-            self._bag = _BagWriter(bag, version=9, storage_plugin=StoragePlugin.MCAP)
+            self._bag = BagWriter(bag)
             self._bag.set_custom_data(FORMAT_KEY, str(FORMAT))
             self._bag.set_custom_data(EMBODIMENT_KEY, json.dumps(embodiment.to_dict(), sort_keys=True))
             self._open = True
@@ -172,8 +168,7 @@ class EpisodeWriter:
         with self._dropped_on_error():
             connection = self._connections.get(name)
             if connection is None:
-                message_class(type_name)
-                connection = self._bag.add_connection(name, type_name, typestore=typestore())
+                connection = self._bag.add_topic(name, type_name)
                 self._connections[name] = connection
             elif connection.msgtype != type_name:
                 raise EpisodeInvalid(
@@ -225,21 +220,3 @@ class EpisodeWriter:
 def relative_topic(topic: str) -> str:
     """Returns a topic as episodes name it: without a leading "/" or "~/"."""
     return topic.removeprefix("~").lstrip("/")
-
-
-class _Storage(McapWriter):
-    """The MCAP storage of rosbags, which leaves the checksums of chunks empty; here they are filled in."""
-
-    def close_chunk(self) -> None:
-        start, checksum = self.bio.tell(), zlib.crc32(self.chunk.bio.getvalue())
-        super().close_chunk()
-        end = self.bio.tell()
-        self.bio.seek(start + _CHUNK_CHECKSUM_AT)
-        self.bio.write(checksum.to_bytes(4, "little"))
-        self.bio.seek(end)
-
-
-class _BagWriter(Writer):
-    """A rosbag2 writer for MCAP files with checksums."""
-
-    STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.MCAP: _Storage}

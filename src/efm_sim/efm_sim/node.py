@@ -33,6 +33,9 @@ from efm_sim.world import make_world
 from efm_sim.world_loop import Act as RunningAct
 from efm_sim.world_loop import ActResult, LoopSettings, WorldLoop
 
+# Clients ask for a result when its goal begins; at every change of a goal, all that are kept are told [s].
+RESULT_KEPT_S = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class SimParameters(NodeParameters):
@@ -132,7 +135,7 @@ class SimNode(EfmLifecycleNode):
                     in_robot(robot, "expert/act"),
                     partial(self._act, robot),
                     cancel_callback=self._cancel,
-                    result_timeout=60,
+                    result_timeout=RESULT_KEPT_S,
                 )
             )
 
