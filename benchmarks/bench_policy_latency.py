@@ -8,6 +8,7 @@ that both meet the same machine. The time of publication is DDS's own source tim
   latency   one robot at 20 Hz, each image answered at once; overhead: the node's time minus the bare model's
   batch     eight robots of one node: time until the last command, and CPU time, beside those of one robot
   rate      20 Hz by the node's own ticks, a 60 Hz camera: late and missed ticks, without and with swaps
+  stale     from the last image of a camera that stops to the hold-still command, in control periods
   memory    resident memory of the node while it answers as fast as it can
 Left out: idle machines and pinned cores; look at the load that is printed before you quote a figure.
 """
@@ -46,6 +47,7 @@ from efm_core.onnx_model import OnnxModel
 from efm_learner.random_bundle import write_random_bundle
 from efm_msgs.action import Act
 from efm_msgs.msg import ModelStatus
+from efm_policy_node.command_outlet import NO_OBSERVATION_NS
 from efm_ros.commands import decode_command
 from efm_ros.conversion import ns_to_stamp, rgb_to_image
 from efm_ros.names import in_robot
@@ -203,6 +205,7 @@ def measure_lockstep(
     words = [""] * robots
     node_s: list[float] = []
     bare_s: list[float] = []
+    bare_cpu_s: list[float] = []
     with cell(embodiment, bundle, folder, robots, lockstep=True, threads=threads) as running:
         running.act()
         cpu_before = 0.0
@@ -212,12 +215,13 @@ def measure_lockstep(
             running.answer_all()
             stamps = [robot.stamp_ns for robot in running.robots]
             done = max(robot.published_ns[robot.stamp_ns] for robot in running.robots)
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.thread_time()
             model.run(observations, words)
-            bare = time.perf_counter() - began
+            bare, bare_cpu = time.perf_counter() - began, time.thread_time() - cpu_began
             if tick >= WARM_UP_TICKS:
                 node_s.append((done - min(stamps)) / 1e9)
                 bare_s.append(bare)
+                bare_cpu_s.append(bare_cpu)
         cpu_ms = (running.cpu_s() - cpu_before) / len(node_s) * 1e3
     overhead = np.array(node_s) - np.array(bare_s)
     return {
@@ -227,6 +231,7 @@ def measure_lockstep(
         "overhead": quantiles(overhead.tolist()),
         "ratio_of_medians": float(np.median(node_s) / np.median(bare_s)),
         "cpu_ms_per_tick": cpu_ms,
+        "bare_cpu_ms_per_tick": float(np.mean(bare_cpu_s)) * 1e3,
     }
 
 
@@ -254,6 +259,22 @@ def measure_rate(
         log = running.end()
     cadence = next(line for line in log.splitlines() if "cadence of" in line)
     return {"swaps": swapped, "swaps_ready": ready, "cadence": cadence.partition("robot: ")[2]}
+
+
+def measure_stale(embodiment: Embodiment, bundle: Bundle, folder: Path, rounds: int = 10) -> dict[str, Any]:
+    """How long the robot goes on after its camera has stopped."""
+    periods = []
+    with cell(embodiment, bundle, folder, 1) as running:
+        running.act()
+        robot, spinner = running.robots[0], running.spinner
+        for _ in range(rounds):
+            robot.published_ns.clear()
+            camera = running.node.create_timer(1 / 60.0, robot.show)
+            spinner.until(lambda: len(robot.published_ns) > RATE_HZ, "commands")
+            running.node.destroy_timer(camera)
+            spinner.until(lambda: NO_OBSERVATION_NS in robot.published_ns, "the hold-still command")
+            periods.append((robot.published_ns[NO_OBSERVATION_NS] - robot.stamp_ns) / 1e9 * RATE_HZ)
+    return {"median_periods": float(np.median(periods)), "worst_periods": max(periods), "n": rounds}
 
 
 def measure_memory(embodiment: Embodiment, bundle: Bundle, folder: Path, ticks: int) -> dict[str, Any]:
@@ -306,8 +327,11 @@ def main() -> None:
         many["time_ratio_to_one"] = many["node"]["median_ms"] / one["node"]["median_ms"]
         many["cpu_ratio_to_one"] = many["cpu_ms_per_tick"] / one["cpu_ms_per_tick"]
         many["bare_ratio_to_one"] = many["bare"]["median_ms"] / one["bare"]["median_ms"]
+        beyond = [part["cpu_ms_per_tick"] - part["bare_cpu_ms_per_tick"] for part in (one, many)]
+        many["cpu_beyond_bare_ratio_to_one"] = beyond[1] / beyond[0]
         report["rate"] = measure_rate(embodiment, bundles, folder, options.rate_seconds, False)
         report["rate_with_swaps"] = measure_rate(embodiment, bundles, folder, options.rate_seconds, True)
+        report["stale"] = measure_stale(*shared)
         report["memory"] = measure_memory(*shared, options.memory_ticks)
         report["load_after"] = os.getloadavg()
     rclpy.try_shutdown()

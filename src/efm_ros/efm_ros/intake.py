@@ -8,7 +8,6 @@ Left out: services, timers and actions. A topic belongs either here or to the ex
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -105,17 +104,20 @@ class Intake:
         with self._lock:
             subscriptions = list(self._subscriptions)
         context = self._node.context
-        with contextlib.ExitStack() as in_use:
+        handles = [subscription.handle for subscription in subscriptions]
+        in_use: list[Any] = []
+        try:
             # A handle that is entered is not destroyed under the wait.
-            for entity in (*subscriptions, self._guard, context):
-                in_use.enter_context(entity.handle)
+            for handle in (*handles, self._guard.handle, context.handle):
+                handle.__enter__()
+                in_use.append(handle)
             if self._size != len(subscriptions):
                 self._wait_set = _rclpy.WaitSet(len(subscriptions), 1, 0, 0, 0, 0, context.handle)
                 self._size = len(subscriptions)
             wait_set = self._wait_set
             wait_set.clear_entities()
-            for subscription in subscriptions:
-                wait_set.add_subscription(subscription.handle)
+            for handle in handles:
+                wait_set.add_subscription(handle)
             wait_set.add_guard_condition(self._guard.handle)
             try:
                 wait_set.wait(max(0, int(timeout_s * 1e9)))
@@ -123,12 +125,15 @@ class Intake:
                 if context.ok():
                     raise
                 return False
-            ready = wait_set.get_ready_entities("subscription")
+            ready = set(wait_set.get_ready_entities("subscription"))
             found = False
-            for subscription in subscriptions:
-                if subscription.handle.pointer in ready:
-                    found = _drain(subscription) or found
-        return found
+            for subscription, handle in zip(subscriptions, handles, strict=True):
+                if handle.pointer in ready:
+                    found = _drain(subscription, handle) or found
+            return found
+        finally:
+            for handle in reversed(in_use):
+                handle.__exit__(None, None, None)
 
     def close(self) -> None:
         """Removes every topic; call it when no thread takes any more."""
@@ -137,12 +142,12 @@ class Intake:
         self._node.destroy_guard_condition(self._guard)
 
 
-def _drain(subscription: Subscription) -> bool:
+def _drain(subscription: Subscription, handle: Any) -> bool:
     """Hands over the messages that are there now; at most a queue full, so that one fast topic starves no
     other.
     """
     for taken in range(max(1, subscription.qos_profile.depth)):
-        message = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        message = handle.take_message(subscription.msg_type, subscription.raw)
         if message is None:
             return taken > 0
         subscription.callback(message[0])
