@@ -111,7 +111,9 @@ class EpisodeWatch:
 
     def note(self, event: Event) -> None:
         """Keeps what an event says about the episode, without a judgement whether it ends."""
-        if isinstance(event, Stepped) and event.episode_id in ("", self.episode_id):
+        # Who goes on past the greatest length is not heard any more; an actor's own last steps may come late.
+        is_over = self._settling is not None and self.act is None
+        if isinstance(event, Stepped) and event.episode_id in ("", self.episode_id) and not is_over:
             self._last_sign = self._now()
             # An observation that is shown again may be answered again; it is one step.
             is_new = event.stamp_ns >= self._start_ns and event.stamp_ns > self._last_step_ns

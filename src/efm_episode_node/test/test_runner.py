@@ -599,6 +599,21 @@ def test_whoever_commands_from_outside_is_recorded_to_the_greatest_length(make):
     assert not robot.acts
 
 
+def test_whoever_commands_without_a_pause_is_cut_off_at_the_greatest_length(make):
+    robot = make()
+    result = in_background(robot, actor="external", max_steps=5)
+    until(lambda: robot.recording, "the recording")
+    for _ in range(200):  # The command comes right after the observation that it answers.
+        robot.newest = robot.now_ns
+        robot.runner.events.put(Stepped(robot.now_ns, ""))
+        robot.now_ns += PERIOD_NS
+        time.sleep(0.002)
+        if robot.kept:
+            break
+    assert result().episodes == 1
+    assert (robot.kept[0].steps, robot.kept[0].end_reason) == (5, EndReason.MAX_STEPS)
+
+
 def test_instructions_are_drawn_by_the_episodes_seed(make):
     texts = tuple(f"task {index}" for index in range(5))
     first, second = make(default=done(2)), make(default=done(2))

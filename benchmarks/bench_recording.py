@@ -1,0 +1,240 @@
+"""What recording costs the loop that it records: the same episodes with and without episode nodes.
+
+    python benchmarks/bench_recording.py [--world table] [--robots 2] [--seconds 10] [--rounds 3]
+
+In every round, one right after the other, so that the load of the machine counts for all alike:
+- in process: the expert's loop without ROS, without resets;
+- alone: the simulator's process, a client that asks for one reset and one act after the other;
+- recorded: an episode node for each robot in the client's place, everything on the disk;
+- latency: in real time (`--factor` times), from an observation to the command that answers it, as somebody
+  beside the policy sees both; first with nobody recording, then with an episode node for each robot, which
+  records whoever commands (actor `external`).
+Resets count in `alone` and `recorded`. Ratios are of the same round; the median round is reported. Prints a
+table and writes the same as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench_lockstep
+import numpy as np
+from bench_lockstep import START_S, answered, expert_in_process, processes, simulator, wait
+from rclpy.action import ActionClient
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+
+from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.message_values import message_stamp_ns
+from efm_core.summary import Mode, Summary
+from efm_episode_node.fleet_client import FleetClient, Listener, Wish
+from efm_msgs.action import Act
+from efm_msgs.srv import ResetWorld
+from efm_ros.commands import message_type
+from efm_ros.conversion import stamp_to_ns
+from efm_ros.intake import Intake
+from efm_ros.qos import COMMANDS, IMAGES, deep
+
+DOMAIN = "103"
+WARM_UP_S = 3.0
+COLLECT = int(Mode.COLLECT)
+
+
+def alone(world: str, robots: list[str], seconds: float) -> float:
+    """Steps per second of resets and acts without anybody who records."""
+    with FleetClient("bench") as client, processes([simulator(world, {}, robots)]):
+        until = [0.0]
+        steps = dict.fromkeys(robots, 0)
+
+        def play(robot: str) -> None:
+            resets = client.node.create_client(ResetWorld, f"{robot}/reset")
+            acts = ActionClient(client.node, Act, f"{robot}/expert/act")
+            wait(lambda: resets.service_is_ready() and acts.server_is_ready(), "the simulator")
+            while not until[0] or time.perf_counter() < until[0]:
+                answered(resets.call_async(ResetWorld.Request()))
+                handle = answered(acts.send_goal_async(Act.Goal()))
+                result = answered(handle.get_result_async()).result
+                steps[robot] += result.steps if until[0] else 0
+
+        threads = [threading.Thread(target=play, args=(robot,), daemon=True) for robot in robots]
+        for thread in threads:
+            thread.start()
+        time.sleep(WARM_UP_S)
+        began = time.perf_counter()
+        until[0] = began + seconds
+        for thread in threads:
+            thread.join(seconds + START_S)
+        return sum(steps.values()) / (time.perf_counter() - began)
+
+
+@contextmanager
+def recording(
+    world: str, robots: list[str], wish: Wish, finished: Callable[[Summary], None]
+) -> Iterator[None]:
+    """Episode nodes for the time of a block, with spools of their own; they run episodes without end."""
+    folder = Path(tempfile.mkdtemp(prefix="bench_recording"))
+    commands = []
+    for robot in robots:
+        node = [sys.executable, "-m", "efm_episode_node.main", "--ros-args", "-r", f"__ns:=/{robot}"]
+        node += ["-p", f"embodiment:={world.partition(':')[0]}", "-p", f"spool:={folder / robot}"]
+        commands.append([*node, "-p", "learner:=''", "-p", "use_sim_time:=true"])
+    try:
+        with FleetClient("bench_client") as client, processes(commands):
+            names = client.robots(robots, START_S)
+            listener = Listener(lambda robot, summary: finished(summary), lambda *words: None)
+            threading.Thread(target=lambda: client.run(names, wish, listener), daemon=True).start()
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def recorded(world: str, robots: list[str], seconds: float) -> float:
+    """Steps per second with everything recorded."""
+    steps: list[int] = []
+    with (
+        processes([simulator(world, {}, robots)]),
+        recording(world, robots, Wish(COLLECT, 0, actor="expert"), lambda one: steps.append(one.steps)),
+    ):
+        wait(lambda: len(steps) >= 4 * len(robots), "recorded episodes")
+        began, first = time.perf_counter(), len(steps)
+        time.sleep(seconds)
+        return sum(steps[first:]) / (time.perf_counter() - began)
+
+
+class Observer:
+    """Notes when it saw an observation and the command that answers it."""
+
+    def __init__(self, node: Node, embodiment: Embodiment, robots: list[str]) -> None:
+        self.latencies: list[float] = []
+        self._seen: dict[tuple[str, int], float] = {}
+        self._intake, self._ending = Intake(node), threading.Event()
+        kind = message_type(embodiment.action)
+        for robot in robots:
+            self._intake.subscribe(JointState, f"{robot}/joint_states", partial(self._state, robot), IMAGES)
+            topic = f"{robot}/{embodiment.action.topic}"
+            self._intake.subscribe(kind, topic, partial(self._command, robot), deep(COMMANDS))
+        self._thread = threading.Thread(target=self._take, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._ending.set()
+        self._thread.join(5.0)
+        self._intake.close()
+
+    def _take(self) -> None:
+        while not self._ending.is_set():
+            self._intake.take(0.2)
+
+    def _state(self, robot: str, message: JointState) -> None:
+        self._seen[robot, stamp_to_ns(message.header.stamp)] = time.perf_counter()
+
+    def _command(self, robot: str, message: Any) -> None:
+        seen = self._seen.pop((robot, message_stamp_ns(message) or 0), None)
+        if seen is not None:
+            self.latencies.append(time.perf_counter() - seen)
+
+
+def latency(
+    world: str, robots: list[str], seconds: float, factor: float, is_recorded: bool
+) -> dict[str, float]:
+    """Milliseconds from an observation to its command, in real time."""
+    name = world.partition(":")[0]
+    policy = [sys.executable, bench_lockstep.__file__, "--policy-process", name, "1.0", *robots]
+    real_time = ["-p", "lockstep:=false", "-p", f"real_time_factor:={factor}"]
+    episodes: list[int] = []
+    wish = Wish(COLLECT, 0, max_steps=50, actor="external")
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(FleetClient("bench"))
+        stack.enter_context(processes([[*simulator(world, {}, robots), *real_time], policy]))
+        observer = Observer(client.node, load_embodiment(name), robots)
+        stack.callback(observer.close)
+        if is_recorded:
+            finished = lambda one: episodes.append(one.steps)  # noqa: E731
+            stack.enter_context(recording(world, robots, wish, finished))
+            wait(lambda: len(episodes) >= len(robots), "recorded episodes")
+        wait(lambda: len(observer.latencies) > 100, "commands")
+        observer.latencies.clear()
+        time.sleep(seconds)
+        found = 1000 * np.array(observer.latencies)
+    return {
+        "p50_ms": float(np.median(found)),
+        "p99_ms": float(np.quantile(found, 0.99)),
+        "commands": len(found),
+    }
+
+
+def one_round(world: str, robots: list[str], seconds: float, factor: float) -> dict[str, float]:
+    """Measures everything once."""
+    result = {
+        "in_process": expert_in_process(world, {}, seconds / 2),
+        "alone": alone(world, robots, seconds),
+        "recorded": recorded(world, robots, seconds),
+    }
+    reference = (result["in_process"] + expert_in_process(world, {}, seconds / 2)) / 2
+    result |= {"in_process": reference, "recorded_to_alone": result["recorded"] / result["alone"]}
+    result["recorded_to_in_process"] = result["recorded"] / reference
+    for name, is_recorded in (("unrecorded", False), ("recorded", True)):
+        found = latency(world, robots, seconds, factor, is_recorded)
+        result |= {f"latency_{name}_{key}": value for key, value in found.items()}
+    return result
+
+
+def main() -> int:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--world", default="table")
+    parser.add_argument("--robots", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--factor", type=float, default=3.0, help="speed of the measurement in real time")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_recording.json"))
+    given = parser.parse_args()
+    root = Path(__file__).resolve().parents[1]
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ.setdefault("ROS_DOMAIN_ID", DOMAIN)
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(root / "config" / "fastdds_localhost.xml"))
+    robots = [f"robot_{index}" for index in range(1, given.robots + 1)]
+    rounds = []
+    for index in range(given.rounds):
+        rounds.append(one_round(given.world, robots, given.seconds, given.factor))
+        print(
+            f"round {index + 1}: " + ", ".join(f"{key} {value:.3g}" for key, value in rounds[-1].items()),
+            flush=True,
+        )
+    report = {
+        "world": given.world,
+        "robots": given.robots,
+        "seconds": given.seconds,
+        "factor": given.factor,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "load": os.getloadavg(),
+        "rounds": rounds,
+        "median": {key: statistics.median(one[key] for one in rounds) for key in rounds[0]},
+    }
+    for key, value in report["median"].items():
+        print(f"  {key:<32}{value:10.3g}")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
