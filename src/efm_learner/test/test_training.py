@@ -55,7 +55,7 @@ def run(config, out, held_out=True, tell=None, unsuccessful=4):
 def test_a_small_network_learns_to_act_and_to_judge_from_pictures_and_words(tmp_path):
     config = replace(
         CONFIG,
-        backbone={"name": "small", "channels": (16, 16), "kernels": (4, 3), "strides": (2, 2), "slots": 4},
+        backbone={"name": "small", "patch": 8, "channels": (16, 16), "slots": 4},
         steps=150,
         learning_rate=3e-3,
         mixture=Mixture(batch_size=48, shift_pixels=1, instruction=True),

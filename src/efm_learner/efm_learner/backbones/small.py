@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from efm_core.embodiment import Embodiment
+from efm_core.embodiment import Camera, Embodiment
 from efm_core.errors import BadRequest
 from efm_learner.backbones import INSTRUCTION, STATE, Batch, image_input, read_settings
 from efm_learner.backbones.parts import StateNormalisation, perceptron
@@ -26,7 +26,7 @@ from efm_learner.backbones.parts import StateNormalisation, perceptron
 PADDING_SCORE = -1e4
 
 # Standard deviation of the attention scores of an untrained network, roughly.
-SHARPNESS = 3.0
+SHARPNESS = 6.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class SmallSettings:
     """Settings of the backbone.
 
     Attributes:
-        channels: Channels of each convolution of the stem.
-        kernels: Kernel size of each convolution.
-        strides: Stride of each convolution; their product is the size of a visual token in pixels.
+        patch: Side of a visual token in pixels; what is left over at the right and lower edge is not seen.
+        channels: Features of a patch, then of each 3 x 3 convolution that follows.
         slots: Places that the network can look at, per camera.
         width: Length of word vectors, queries and keys.
         value_size: Length of the feature that a slot brings back, besides its two coordinates.
@@ -44,9 +43,8 @@ class SmallSettings:
         instruction: Specification of the instruction input; hashed words by default, or kind "none".
     """
 
-    channels: tuple[int, ...] = (32, 64, 64)
-    kernels: tuple[int, ...] = (6, 3, 3)
-    strides: tuple[int, ...] = (4, 1, 2)
+    patch: int = 4
+    channels: tuple[int, ...] = (32, 64)
     slots: int = 16
     width: int = 64
     value_size: int = 32
@@ -55,28 +53,43 @@ class SmallSettings:
 
 
 class Stem(nn.Module):
-    """Frames of one camera -> visual tokens with coordinates."""
+    """Frames of one camera -> visual tokens: a linear map of every patch, then small convolutions.
 
-    def __init__(self, frames: int, settings: SmallSettings) -> None:
+    Channels stay last in memory from the camera's bytes to the tokens, so that nothing is copied about.
+    """
+
+    places: torch.Tensor
+
+    def __init__(self, camera: Camera, settings: SmallSettings) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3 * frames
-        for units, kernel, stride in zip(settings.channels, settings.kernels, settings.strides, strict=True):
-            layers += [nn.Conv2d(inputs, units, kernel, stride, padding=(kernel - 1) // 2), nn.ReLU()]
-            inputs = units
-        self.convolutions = nn.Sequential(*layers)
-        self.norm = nn.LayerNorm(inputs)
+        self.patch = settings.patch
+        self.rows, self.columns = camera.height // self.patch, camera.width // self.patch
+        if min(self.rows, self.columns) < 1:
+            raise BadRequest(
+                f"backbone 'small': expected images of {self.patch} pixels or more each way, found "
+                f"{camera.width} x {camera.height} of camera '{camera.name}'; make `patch` smaller"
+            )
+        first, *rest = settings.channels
+        self.patches = nn.Linear(camera.frames * self.patch**2 * 3, first)
+        sizes = zip(settings.channels, rest, strict=False)
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in sizes)
+        self.norm = nn.LayerNorm(settings.channels[-1])
+        y = torch.linspace(-1, 1, self.rows).view(-1, 1).expand(self.rows, self.columns)
+        x = torch.linspace(-1, 1, self.columns).view(1, -1).expand(self.rows, self.columns)
+        places = torch.stack([x, y], dim=-1).reshape(self.rows * self.columns, 2)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns tokens [B, N, channels + 2] for images uint8 [B, T, H, W, 3]; the last two are x, y."""
-        batch, frames, height, width, _ = images.shape
-        stacked = images.permute(0, 1, 4, 2, 3).reshape(batch, frames * 3, height, width)
-        grid = self.convolutions(stacked.float() * (2 / 255) - 1)
-        rows, columns = grid.shape[2], grid.shape[3]
-        y = torch.linspace(-1, 1, rows, device=grid.device).view(rows, 1).expand(rows, columns)
-        x = torch.linspace(-1, 1, columns, device=grid.device).view(1, columns).expand(rows, columns)
-        place = torch.stack([x, y], dim=-1).reshape(1, rows * columns, 2).expand(batch, -1, -1)
-        return torch.cat([self.norm(grid.flatten(2).transpose(1, 2)), place], dim=2)
+        """Returns tokens [B, N, channels] for images uint8 [B, T, H, W, 3]; `places` [N, 2] has their x, y."""
+        batch, frames = images.shape[:2]
+        patch, rows, columns = self.patch, self.rows, self.columns
+        seen = images[:, :, : rows * patch, : columns * patch]
+        seen = seen.reshape(batch, frames, rows, patch, columns, patch * 3).permute(0, 2, 4, 1, 3, 5)
+        pixels = seen.reshape(batch, rows, columns, frames * patch**2 * 3).float() * (2 / 255) - 1
+        grid = torch.relu(self.patches(pixels)).permute(0, 3, 1, 2)
+        for convolution in self.convolutions:
+            grid = torch.relu(convolution(grid))
+        return self.norm(grid.permute(0, 2, 3, 1).reshape(batch, rows * columns, -1))
 
 
 class InstructionReader(nn.Module):
@@ -120,9 +133,12 @@ class SmallBackbone(nn.Module):
         self.instruction = dict(chosen.instruction or {"kind": "hashed_words", "buckets": 1024, "length": 16})
         self.normalise = None if embodiment.state is None else StateNormalisation(embodiment.state)
 
-        token_size = chosen.channels[-1] + 2
-        self.stems = nn.ModuleList(Stem(camera.frames, chosen) for camera in embodiment.cameras)
+        token_size = chosen.channels[-1]
+        self.stems = nn.ModuleList(Stem(camera, chosen) for camera in embodiment.cameras)
         self.keys = nn.ModuleList(nn.Linear(token_size, chosen.width) for _ in self.cameras)
+        self.places = nn.ModuleList(nn.Linear(2, chosen.width, bias=False) for _ in self.cameras)
+        for place in self.places:
+            nn.init.zeros_(place.weight)  # Slots look for what is there before they prefer where it is.
         self.values = nn.ModuleList(nn.Linear(token_size, chosen.value_size) for _ in self.cameras)
         slots = chosen.slots * len(self.cameras)
         if self.instruction["kind"] == "hashed_words":
@@ -154,11 +170,13 @@ class SmallBackbone(nn.Module):
         seen: list[torch.Tensor] = [self.gist(wanted.flatten(1))]
         slots = self.settings.slots
         for index, camera in enumerate(self.cameras):
-            tokens = self.stems[index](batch[image_input(camera)])
+            stem = self.stems[index]
+            tokens = stem(batch[image_input(camera)])
+            keys = self.keys[index](tokens) + self.places[index](stem.places)
             mine = queries[:, index * slots : (index + 1) * slots]
-            attention = torch.softmax(mine @ self.keys[index](tokens).transpose(1, 2), dim=-1)
-            brought = torch.cat([self.values[index](tokens), tokens[:, :, -2:]], dim=2)
-            seen.append((attention @ brought).flatten(1))
+            attention = torch.softmax(mine @ keys.transpose(1, 2), dim=-1)
+            seen.append((attention @ self.values[index](tokens)).flatten(1))
+            seen.append((attention @ stem.places).flatten(1))
         if self.normalise is not None:
             seen.append(self.normalise(batch[STATE]))
         return self.layers(torch.cat(seen, dim=1))
