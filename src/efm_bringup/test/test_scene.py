@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from builtin_interfaces.msg import Time
 
+from efm_bringup.frames import fixed_frames, moving_frames
 from efm_bringup.scene import Effector, Link, Pose, SceneCamera, load_scene
 from efm_core.embodiment import load_embodiment
 from efm_core.errors import BadRequest
@@ -42,6 +44,28 @@ def test_a_scene_fits_the_embodiment_of_its_name(name):
 def test_every_simulated_world_has_a_scene():
     embodiments = {path.stem for path in (ROOT / "config" / "embodiments").glob("*.yaml")}
     assert embodiments & set(BUILT_IN) <= set(SCENES)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_every_world_has_frames_of_its_cameras_and_effectors(name):
+    embodiment = load_embodiment(name)
+    scene = load_scene("", embodiment)
+    state = {entry.name: 0.1 for entry in embodiment.state.entries}
+    frames = {
+        frame.child_frame_id: frame
+        for frame in (
+            *fixed_frames(("left", "right"), scene, 1.0, Time()),
+            *moving_frames("left", scene, state, Time()),
+            *moving_frames("right", scene, state, Time()),
+        )
+    }
+    own = [*(f"{camera.name}_optical" for camera in embodiment.cameras), *(e.name for e in scene.effectors)]
+    assert set(frames) == {f"{robot}/{frame}" for robot in ("left", "right") for frame in ("base", *own)}
+    for child, frame in frames.items():
+        parent = "world" if child.endswith("/base") else f"{child.partition('/')[0]}/base"
+        assert frame.header.frame_id == parent
+        turn = frame.transform.rotation
+        assert np.linalg.norm([turn.x, turn.y, turn.z, turn.w]) == pytest.approx(1.0)
 
 
 def test_the_camera_of_the_table_stands_where_the_simulator_has_it():

@@ -25,7 +25,7 @@ PARAMETERS = {
     "efm_policy_node.main": ("efm_policy_node.parameters", "PolicyParameters"),
     "efm_reward_node.main": ("efm_reward_node.parameters", "RewardParameters"),
     "efm_episode_node.main": ("efm_episode_node.parameters", "EpisodeParameters"),
-    "efm_learner.learner_main": ("efm_learner.learner_node", "LearnerParameters"),
+    "efm_learner.learner_main": ("efm_learner.learner_parameters", "LearnerParameters"),
     "efm_bringup.view_node": ("efm_bringup.view_node", "ViewParameters"),
     "efm_bringup.annotate_node": ("efm_bringup.annotate_node", "AnnotateParameters"),
 }

@@ -2,12 +2,16 @@
 
 import time
 
+import numpy as np
 import pytest
 import yaml
 from fake_robot import FakeRobot
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CompressedImage, Image
+from rclpy.serialization import serialize_message
+from rosbags.rosbag2 import Reader
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from efm_bringup.annotate_node import AnnotateNode
@@ -17,10 +21,12 @@ from efm_bringup.markers import EFFECTOR, TARGET, TEXT
 from efm_bringup.robot_feed import RobotFeed
 from efm_bringup.view_node import ViewNode
 from efm_core.embodiment import load_embodiment
+from efm_core.episode import EpisodeWriter
 from efm_core.errors import BadRequest
 from efm_core.image import encode_image
 from efm_core.summary import Actor, Outcome
-from efm_ros.conversion import image_to_rgb
+from efm_msgs.msg import EpisodeSummary, Instruction, PolicyStep, StepsToGo
+from efm_ros.conversion import image_to_rgb, ns_to_stamp
 from efm_ros.qos import COMMANDS, EVENTS, IMAGES, LATCHED
 
 ROBOTS = ["robot_1", "robot_2"]
@@ -178,8 +184,6 @@ def test_an_episode_that_is_played_back_is_seen_too(world, spinner, run):
     player = world.create_publisher(CompressedImage, "/camera/top/image_raw/compressed", 10)
     started(spinner, run, AnnotateNode(parameter_overrides=given(robots=[""], width=160)))
     heard, _ = subscribe(world, Image, "/annotated", COMMANDS)
-    import numpy as np
-
     coded = encode_image(np.full((96, 96, 3), 77, np.uint8), "png")
 
     def seen():
@@ -188,6 +192,76 @@ def test_an_episode_that_is_played_back_is_seen_too(world, spinner, run):
 
     spinner.until(seen, "an annotated picture")
     assert (image_to_rgb(heard[-1])[80, 80] == 77).all()
+
+
+def record(folder):
+    """An episode of the table, as an episode node writes it; gives its folder."""
+    stamp_ns = 9 * SECOND
+    header = Header(stamp=ns_to_stamp(stamp_ns))
+    step = PolicyStep(header=header, episode_id="e1", bundle_id="0123456789abcdef", actor=1)
+    step.command = step.action = [0.0, 0.03]
+    messages = {
+        "instruction": Instruction(header=header, episode_id="e1", text="push the star"),
+        "joint_states": JointState(header=header, name=["effector_x", "effector_y"], position=[0.1, 0.0]),
+        "policy_step": step,
+        "steps_to_go": StepsToGo(header=header, episode_id="e1", expectation=12.0, spread=1.0, threshold=5.0),
+    }
+    writer = EpisodeWriter(folder, "e1", load_embodiment("table"))
+    for topic, message in messages.items():
+        package, kind = type(message).__module__.partition(".")[0], type(message).__name__
+        if isinstance(message, JointState):
+            message.velocity = message.effort = [0.0, 0.0]
+        writer.write(topic, f"{package}/msg/{kind}", stamp_ns, serialize_message(message))
+    writer.write_image("top", stamp_ns, np.full((96, 96, 3), 77, np.uint8))
+    return writer.close(
+        {
+            "episode_id": "e1",
+            "start_ns": stamp_ns,
+            "stamp_ns": stamp_ns,
+            "outcome": 1,
+            "end_reason": 1,
+            "steps": 1,
+        }
+    )
+
+
+def player(node, folder):
+    """Sends an episode's messages as `ros2 bag play` does, with the QoS that the bag names; call it again."""
+    kinds = (Instruction, JointState, PolicyStep, StepsToGo, CompressedImage, EpisodeSummary)
+    with Reader(folder) as reader:
+        sent = [(connection, bytes(data)) for connection, _, data in reader.messages()]
+        publishers = {}
+        for connection in reader.connections:
+            latched = any(q.durability.name == "TRANSIENT_LOCAL" for q in connection.ext.offered_qos_profiles)
+            (kind,) = (kind for kind in kinds if connection.msgtype.endswith(f"/{kind.__name__}"))
+            publishers[connection.topic] = node.create_publisher(
+                kind, connection.topic, LATCHED if latched else 10
+            )
+
+    def play(*topics):
+        for connection, data in sent:
+            if connection.topic in topics:
+                publishers[connection.topic].publish(data)
+
+    return play
+
+
+def test_a_bag_that_is_played_back_is_shown_whole(world, spinner, run, tmp_path):
+    play = player(world, record(tmp_path))
+    play("instruction")  # Once, at its beginning, before the view has even started.
+    started(spinner, run, ViewNode(parameter_overrides=given(robots=[""])))
+    heard, _ = subscribe(world, MarkerArray, "/view/markers", COMMANDS)
+
+    def shown():
+        play("joint_states", "policy_step", "steps_to_go")
+        markers = {marker.id: marker for marker in heard[-1].markers} if heard else {}
+        return TARGET in markers and markers[TARGET].action == Marker.ADD and "12.0" in markers[TEXT].text
+
+    spinner.until(shown, "target, instruction and judgement of the bag")
+    markers = {marker.id: marker for marker in heard[-1].markers}
+    assert markers[TARGET].pose.position.y == pytest.approx(0.03)
+    assert markers[TEXT].text.splitlines() == ["push the star", "12.0 +- 1 steps to go", "policy acts"]
+    assert {marker.header.frame_id for marker in markers.values()} == {"base", "effector", "top_optical"}
 
 
 def test_rviz_is_told_of_topics_that_there_are(spinner, run):

@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from rosbags.interfaces import Connection
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2.metadata import dump_qos_v9
 from rosbags.rosbag2.storage_mcap import McapWriter
 
 from efm_core.schemas import message_class, typestore
@@ -23,6 +32,19 @@ from efm_core.schemas import message_class, typestore
 VERSION: Literal[9] = 9  # Of rosbag2's metadata, as in Jazzy.
 # Where a chunk record has the checksum of its content: after opcode, length, two times and a size.
 _CHUNK_CHECKSUM_AT = 9 + 24
+_FOREVER = QosTime(9223372036, 854775807)
+# What nodes publish with of which late joiners hear the last message too.
+_LATCHED = Qos(
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.TRANSIENT_LOCAL,
+    _FOREVER,
+    _FOREVER,
+    QosLiveliness.AUTOMATIC,
+    _FOREVER,
+    avoid_ros_namespace_conventions=False,
+)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -47,14 +69,23 @@ class BagWriter(Writer):
         """Takes the folder, which `open` makes."""
         super().__init__(path, version=VERSION, storage_plugin=StoragePlugin.MCAP)
 
-    def add_topic(self, topic: str, type_name: str) -> Connection:
+    def add_topic(self, topic: str, type_name: str, latched: bool = False) -> Connection:
         """Adds a topic.
+
+        Args:
+            topic: its name.
+            type_name: such as sensor_msgs/msg/JointState.
+            latched: `ros2 bag play` sends it transient local, as the node did: whoever listens to the node's
+                topic would not hear it otherwise.
 
         Raises:
             EpisodeInvalid: the type is unknown.
         """
         definition, digest = _definition(type_name)
-        return self.add_connection(topic, type_name, msgdef=definition, rihs01=digest)
+        offered = (_LATCHED,) if latched else ()
+        return self.add_connection(
+            topic, type_name, msgdef=definition, rihs01=digest, offered_qos_profiles=offered
+        )
 
     def close(self) -> None:
         """Writes what is left, and the metadata into the MCAP file and beside it."""
@@ -91,7 +122,7 @@ class BagWriter(Writer):
                 "name": connection.topic,
                 "type": connection.msgtype,
                 "serialization_format": "cdr",
-                "offered_qos_profiles": [],
+                "offered_qos_profiles": dump_qos_v9(getattr(connection.ext, "offered_qos_profiles", [])),
                 "type_description_hash": connection.digest,
             },
             "message_count": self.counts[connection.id],

@@ -35,6 +35,7 @@ FORMAT = 1  # Of the episodes that this code writes and reads.
 FORMAT_KEY = "efm.format"
 EMBODIMENT_KEY = "efm.embodiment"
 SUMMARY_TOPIC = "episode_summary"
+LATCHED_TOPICS = ("instruction", SUMMARY_TOPIC)
 METADATA = "metadata.yaml"
 _RECORD = struct.Struct("<BQ")  # Opcode and length of an MCAP record.
 _MESSAGE = struct.Struct("<HIQQ")  # Channel, sequence, log time, publish time.

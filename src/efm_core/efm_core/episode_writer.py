@@ -28,7 +28,7 @@ from rosbags.interfaces import Connection
 
 from efm_core.bag_writer import BagWriter
 from efm_core.embodiment import Embodiment
-from efm_core.episode_file import EMBODIMENT_KEY, FORMAT, FORMAT_KEY, SUMMARY_TOPIC
+from efm_core.episode_file import EMBODIMENT_KEY, FORMAT, FORMAT_KEY, LATCHED_TOPICS, SUMMARY_TOPIC
 from efm_core.errors import EpisodeDuplicate, EpisodeInvalid, SpoolFull
 from efm_core.files import disk_full_is_told, sync
 from efm_core.ids import check_name
@@ -168,7 +168,7 @@ class EpisodeWriter:
         with self._dropped_on_error():
             connection = self._connections.get(name)
             if connection is None:
-                connection = self._bag.add_topic(name, type_name)
+                connection = self._bag.add_topic(name, type_name, latched=name in LATCHED_TOPICS)
                 self._connections[name] = connection
             elif connection.msgtype != type_name:
                 raise EpisodeInvalid(

@@ -91,6 +91,15 @@ def test_the_bag_opens_with_the_reader_of_rosbags(tmp_path: Path) -> None:
         assert reader.deserialize(raw, connection.msgtype).instruction == "push the red block"
 
 
+def test_what_late_joiners_must_hear_is_played_back_so(tmp_path: Path) -> None:
+    with Reader(recorded.record(tmp_path)) as reader:
+        offered = {
+            c.topic: [qos.durability.name for qos in c.ext.offered_qos_profiles] for c in reader.connections
+        }
+    assert offered["episode_summary"] == ["TRANSIENT_LOCAL"]
+    assert offered["policy_step"] == [], "the player's default"
+
+
 def test_the_bag_opens_with_the_mcap_tools(tmp_path: Path) -> None:
     folder = recorded.record(tmp_path)
     with (folder / "ep.mcap").open("rb") as stream:
