@@ -46,16 +46,18 @@ ROBOTS = 64
 class Play:
     """Episodes of a policy in many point masses at once."""
 
-    def __init__(self, embodiment: Embodiment, reward: EfmNetwork, threshold: float, hold: int) -> None:
+    def __init__(
+        self, embodiment: Embodiment, reward: EfmNetwork, threshold: float, hold: int, how: str = "mean"
+    ) -> None:
         self.tokenizer = ActionTokenizer(embodiment.action)
         self.bins = StepsToGoBins(embodiment.steps_to_go.bins, embodiment.steps_to_go.width)
-        self.reward, self.threshold, self.hold = reward, threshold, hold
+        self.reward, self.threshold, self.hold, self.how = reward, threshold, hold, how
 
     def distances(self, states: np.ndarray) -> np.ndarray:
         """Returns d of every state, [N]."""
         with torch.no_grad():
             logits = self.reward({STATE: torch.from_numpy(states)}, ("steps_to_go_logits",))
-        return np.asarray(combine(logits["steps_to_go_logits"].numpy(), "mean", self.bins)[0])
+        return np.asarray(combine(logits["steps_to_go_logits"].numpy(), self.how, self.bins)[0])
 
     def episodes(
         self,
