@@ -1,4 +1,4 @@
-"""`efm bundle show|check|diff`: what is in a model bundle, whether it is whole, what two of them differ in.
+"""`efm bundle show|check|diff|convert`: looks at model bundles, compares them, and makes smaller ones.
 
 Exit codes: 0 fine (diff: no difference), 1 a finding (diff: differences), 2 wrong use.
 """
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from efm_core.bundle import Bundle, load_bundle
 from efm_core.embodiment import load_embodiment
+from efm_core.episode_file import list_episodes
 from efm_core.errors import EfmError
 from efm_core.manifest import leaves
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="efm bundle", description="Look at model bundles.")
-    commands = parser.add_subparsers(required=True, metavar="show|check|diff")
+    parser = argparse.ArgumentParser(prog="efm bundle", description="Look at model bundles, or convert one.")
+    commands = parser.add_subparsers(required=True, metavar="show|check|diff|convert")
 
     show = commands.add_parser("show", help="what a bundle is, where it comes from, what it gives")
     show.add_argument("bundle", help="folder of the bundle")
@@ -54,6 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("first", help="folder of a bundle")
     diff.add_argument("second", help="folder of another bundle")
     diff.set_defaults(run=_diff)
+
+    text = "write the same model in lower precision, and measure on recorded frames what that changes"
+    convert = commands.add_parser("convert", help=text)
+    convert.add_argument("bundle", help="folder of the bundle")
+    convert.add_argument("--to", required=True, choices=("fp16", "int8"), help="fp16 for GPUs, int8 for CPUs")
+    convert.add_argument("--episodes", required=True, metavar="DIR", help="recorded episodes to compare on")
+    convert.add_argument("--out", required=True, metavar="DIR", help="where the new bundle's folder is made")
+    convert.add_argument(
+        "--frames", type=int, default=256, metavar="N", help="frames to compare on (default: 256)"
+    )
+    text = "least share of actions, and of verdicts, that must come out the same (default: 0.9)"
+    convert.add_argument("--least-agreement", type=float, default=0.9, metavar="X", help=text)
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -98,6 +112,23 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
         table.add_row(key, Text(str(mine.get(key, "-"))), Text(str(other.get(key, "-"))))
     console.print(table)
     return 1
+
+
+def _convert(arguments: argparse.Namespace, console: Console) -> int:
+    from efm_core.conversion import convert_bundle
+
+    made = convert_bundle(
+        load_bundle(arguments.bundle),
+        arguments.to,
+        list_episodes(arguments.episodes),
+        arguments.out,
+        frames=arguments.frames,
+        least_agreement=arguments.least_agreement,
+    )
+    console.print(Text(f"{made.path}: {_files(made)}", style="green"))
+    for key, value in leaves(made.manifest.parity).items():
+        console.print(Text(f"{key} = {value}"))
+    return 0
 
 
 def _overview(bundle: Bundle) -> list[tuple[str, Any]]:

@@ -48,14 +48,15 @@ class BundleManifest:
         opset: of the ONNX graph.
         heads: E, heads of the steps-to-go ensemble.
         combine: how the heads are combined, mean or max.
-        parent_id: bundle that it was trained from; None: from scratch.
+        parent_id: bundle that it was trained or converted from; None: from scratch.
         version: within one practice run, counted from 0.
         training: settings of the training.
         data_ids: episodes or data sets that it was trained on.
         validation: losses and other figures on held-out data.
         success_threshold: s [control steps]; None: not calibrated.
         success_hold: consecutive observations at or below s that make a success.
-        parity: greatest difference between torch and ONNX Runtime, by output.
+        parity: greatest difference between torch and ONNX Runtime, by output; of a converted bundle, how it
+            agrees with its parent.
         git_revision: of the code that wrote it; empty: unknown.
         files: name -> {"size": bytes, "sha256": 64 hex digits}; filled by `write_bundle`.
         format: of the manifest.

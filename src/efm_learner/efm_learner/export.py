@@ -180,6 +180,11 @@ def load_network(bundle: Bundle | Path | str) -> EfmNetwork:
     """
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
+    if WEIGHTS_FILE not in bundle.manifest.files:
+        raise BundleInvalid(
+            f"{bundle.path}: expected {WEIGHTS_FILE}, found none: a converted bundle acts and judges, but "
+            f"cannot be trained; take its parent {bundle.manifest.parent_id}"
+        )
     network = build_network(bundle.embodiment, bundle.manifest.backbone, bundle.manifest.heads)
     try:
         network.load_state_dict(load_file(bundle.file(WEIGHTS_FILE)))
