@@ -35,7 +35,7 @@ from efm_ros.intake import Intake
 from efm_ros.qos import COMMANDS, EVENTS, IMAGES, deep
 
 WAIT_S = 0.2
-IMAGES_KEPT = 100  # Large messages: a second at 100 Hz.
+IMAGES_KEPT = 400  # Large messages: a second of the fastest lockstep.
 IMAGE = "sensor_msgs/msg/Image"
 _HEADER_STAMP = struct.Struct("<iI")
 _LABEL = re.compile(rb"stamp_ns=(\d+)")

@@ -161,7 +161,7 @@ class EpisodeRecorder:
         self._newest: dict[Stream, int] = {}
         self._arrived: dict[Stream, float] = {}
         self._began = 0.0
-        self._seen: set[int] = set()
+        self._seen: dict[Stream, set[int]] = {}
         self._steps: set[int] = set()
         self._thread = threading.Thread(target=self._main, name="recorder", daemon=True)
         self._thread.start()
@@ -205,7 +205,7 @@ class EpisodeRecorder:
                 return
             self._newest[stream] = stamp_ns
             self._arrived[stream] = time.monotonic()
-            self._seen.add(stamp_ns)
+            self._seen[stream].add(stamp_ns)
         if silent := self._silent(stamp_ns):
             self._fail(episode, silent)
             return
@@ -254,7 +254,7 @@ class EpisodeRecorder:
             self._newest.clear()
             self._arrived.clear()
             self._began = time.monotonic()
-            self._seen.clear()
+            self._seen = {stream: set() for stream in self._recent}
             self._steps.clear()
             for stream, recent in self._recent.items():
                 for stamp_ns, data in recent:
@@ -320,15 +320,19 @@ class EpisodeRecorder:
         self._thread.join(self._settings.settle_s)
 
     def _newest_ns(self) -> int:
-        cameras = [stream for stream in self._recent if stream.type_name.endswith("Image")]
         if any(stream not in self._newest for stream in self._recent):
             return 0
-        return min(self._newest[stream] for stream in (cameras or self._recent))
+        return min(self._newest[stream] for stream in self._paced())
+
+    def _paced(self) -> list[Stream]:
+        """Returns the inputs that make an observation: the cameras, else the state."""
+        cameras = [stream for stream in self._recent if stream.type_name.endswith("Image")]
+        return cameras or list(self._recent)
 
     def _losses(self, summary: Summary) -> str:
         """Says how many observations of the episode's steps are missing, if they are too many."""
         steps = {stamp_ns for stamp_ns in self._steps if summary.start_ns <= stamp_ns < summary.stamp_ns}
-        lost = len(steps - self._seen)
+        lost = max((len(steps - self._seen[stream]) for stream in self._paced()), default=0)
         if lost <= LARGEST_LOSS * len(steps):
             return ""
         return f"the observations of {lost} of {len(steps)} steps are missing: the recorder could not keep up"

@@ -227,6 +227,19 @@ def test_an_episode_with_many_lost_observations_is_dropped_with_the_reason(bench
     assert list_episodes(one.folder) == []
 
 
+def test_a_state_does_not_stand_for_the_image_that_was_lost_beside_it(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    for index in range(11):
+        stamp_ns = START_NS + index * PERIOD_NS
+        one.recorder.put(STATE, stamp_ns, state(stamp_ns))
+        if index not in (2, 3):
+            one.recorder.put(CAMERA, stamp_ns, image(stamp_ns))
+        one.act(stamp_ns)
+    with pytest.raises(EpisodeInvalid, match="observations of 2 of 10 steps are missing"):
+        one.recorder.finish(one.summary(steps=10)).result()
+
+
 def test_a_camera_that_stops_is_told_while_the_episode_runs(bench, monkeypatch):
     monkeypatch.setattr(recorder_module, "SILENCE_S", 0.05)
     one = bench()
