@@ -325,14 +325,14 @@ class EpisodeRecorder:
         return min(self._newest[stream] for stream in self._paced())
 
     def _paced(self) -> list[Stream]:
-        """Returns the inputs that make an observation: the cameras, else the state."""
+        """Returns the inputs of which each message is a new observation: the cameras, else the state."""
         cameras = [stream for stream in self._recent if stream.type_name.endswith("Image")]
         return cameras or list(self._recent)
 
     def _losses(self, summary: Summary) -> str:
         """Says how many observations of the episode's steps are missing, if they are too many."""
         steps = {stamp_ns for stamp_ns in self._steps if summary.start_ns <= stamp_ns < summary.stamp_ns}
-        lost = max((len(steps - self._seen[stream]) for stream in self._paced()), default=0)
+        lost = len(steps.difference(*(self._seen.get(stream, ()) for stream in self._paced())))
         if lost <= LARGEST_LOSS * len(steps):
             return ""
         return f"the observations of {lost} of {len(steps)} steps are missing: the recorder could not keep up"
