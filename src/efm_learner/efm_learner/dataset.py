@@ -122,18 +122,20 @@ def load_episodes(
     """
     skipped: Counter[str] = Counter()
     wanted = list(more)
+    frame_cache = FrameCache((cache or folder / ".cache") / embodiment.digest, embodiment)
+    known = frame_cache.digests()
     for path in list_episodes(folder):
         try:
-            summary = read_summary(path)
-            reason = why_left_out(summary)
+            digest = sha256_of(bag_file(path))
+            # What is in the cache was found fit to teach when it was decoded.
+            reason = "" if digest in known else why_left_out(read_summary(path))
             if reason:
                 skipped[reason] += 1
             else:
-                wanted.append(Wanted(sha256_of(bag_file(path)), _Decoder(path, embodiment)))
+                wanted.append(Wanted(digest, _Decoder(path, embodiment)))
         except EfmError as error:
             _log.warning("%s", error)
             skipped["unreadable"] += 1
-    frame_cache = FrameCache((cache or folder / ".cache") / embodiment.digest, embodiment)
     bar = tqdm(total=len(wanted), desc="decoding", unit="episode", disable=not sys.stderr.isatty())
     episodes, frames, errors = frame_cache.load(wanted, bar.update)
     bar.close()

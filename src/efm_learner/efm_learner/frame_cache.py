@@ -15,7 +15,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,14 @@ class FrameCache:
         self.folder = folder
         self.cameras = {camera.name: (camera.height, camera.width) for camera in embodiment.cameras}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def digests(self) -> set[str]:
+        """Returns which episodes the cache says it has, without looking whether they are whole."""
+        found: set[str] = set()
+        for path in self.folder.glob(f"pack_*/{_INDEX}"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                found |= {entry["digest"] for entry in json.loads(path.read_text())["episodes"]}
+        return found
 
     def load(
         self, wanted: Sequence[Wanted], on_decoded: Callable[[], object] = lambda: None
