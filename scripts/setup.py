@@ -281,10 +281,13 @@ class Workshop:
         self.pip("install", "--upgrade", "pip>=24,<26")
 
     def install_requirements(self) -> None:
-        """Install everything that comes from PyPI in one call, so that one resolver sees all of it."""
+        """Install everything that comes from PyPI in one call, so that one resolver sees all of it.
+
+        Python compiles what is imported when it first is; to compile all of it here would take a minute.
+        """
         torch = self.torch_without_cuda()
         files = [option for path in self.requirement_files() for option in ("-r", str(path))]
-        self.pip("install", *files, *torch)
+        self.pip("install", "--no-compile", *files, *torch)
         self.check_graphics()
 
     def torch_without_cuda(self) -> list[str]:
@@ -321,7 +324,10 @@ class Workshop:
         )
 
     def build_messages(self) -> None:
-        """Build efm_msgs with plain CMake into `.venv`, after which nothing has to be sourced."""
+        """Build efm_msgs with plain CMake into `.venv`, after which nothing has to be sourced.
+
+        The C++ half is left out: no node here loads it, and it is most of the work. colcon builds all of it.
+        """
         self.point_wheels_at_this_python()
         build = self.venv / "efm_msgs_build"
         manifest = build / "install_manifest.txt"
@@ -335,7 +341,7 @@ class Workshop:
             "CMAKE_PREFIX_PATH": str(self.venv),
         }
         options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF", f"-DCMAKE_INSTALL_PREFIX={self.venv}"]
-        options += [f"-DPython3_EXECUTABLE={self.python}"]
+        options += [f"-DPython3_EXECUTABLE={self.python}", "-DEFM_CPP=OFF"]
         source = str(self.root / "src" / "efm_msgs")
         for command in (
             ["cmake", "-G", "Ninja", "-S", source, "-B", str(build), *options],
