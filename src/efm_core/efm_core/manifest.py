@@ -32,6 +32,7 @@ OUTPUTS = {
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{16}")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # A surrogate, which UTF-8 has no bytes for.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ def parse_manifest(text: bytes, where: str) -> BundleManifest:
     """
     try:
         data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        json.dumps(data, ensure_ascii=False).encode()  # JSON can spell half a character; UTF-8 cannot.
     except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{where}: expected JSON in UTF-8, found: {error}") from error
     if not isinstance(data, dict):
@@ -167,7 +169,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "parent_id": (str, type(None)),
     "success_threshold": (int, float, type(None)),
 }
-_LEAST = {"opset": 1, "heads": 1, "version": 0, "success_hold": 1}
+# What their fields in messages hold (uint32, uint16), or more than any model has.
+_RANGES = {"opset": (1, 1000), "heads": (1, 1000), "version": (0, 2**32 - 1), "success_hold": (1, 2**16 - 1)}
+_GREATEST_THRESHOLD = 1e9
 
 
 def _type_faults(data: Mapping[str, Any]) -> Iterator[str]:
@@ -193,11 +197,11 @@ def _faults(data: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{table}.{name}: expected {{'shape': [...], 'dtype': '...'}}, found {spec!r:.80}"
     if data["combine"] not in ("mean", "max"):
         yield f"combine: expected mean or max, found '{data['combine']}'"
-    for key, least in _LEAST.items():
-        if data[key] < least:
-            yield f"{key}: expected at least {least}, found {data[key]}"
-    if threshold is not None and not 0 <= threshold < math.inf:
-        yield f"success_threshold: expected 0 or more control steps, found {threshold}"
+    for key, (least, greatest) in _RANGES.items():
+        if not least <= data[key] <= greatest:
+            yield f"{key}: expected {least} to {greatest}, found {data[key]}"
+    if threshold is not None and not 0 <= threshold <= _GREATEST_THRESHOLD:
+        yield f"success_threshold: expected 0 to {_GREATEST_THRESHOLD:g} control steps, found {threshold}"
     if parent is not None and not _ID.fullmatch(parent):
         yield f"parent_id: expected 16 hex digits, found '{parent}'"
     for item in data["data_ids"]:
@@ -226,7 +230,9 @@ def _plain(value: Any, key: str) -> Any:
     """Returns a value as JSON holds it: numpy scalars as numbers, tuples as lists."""
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str) and not _HALF_CHARACTER.search(value):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value

@@ -160,7 +160,11 @@ def test_formats_that_can_run_code_and_unsafe_names_are_refused(tmp_path: Path, 
     [
         ({"kind": "polcy"}, "did you mean 'policy'"),
         ({"opset": True}, "opset: expected int"),
-        ({"heads": 0}, "heads: expected at least 1"),
+        ({"heads": 0}, "heads: expected 1 to 1000, found 0"),
+        ({"version": 2**32}, "version: expected 0 to 4294967295"),
+        ({"success_hold": 2**16}, "success_hold"),
+        ({"success_threshold": 1e300}, "success_threshold"),
+        ({"git_revision": "\ud800"}, r"manifest\.git_revision"),
         ({"combine": "median"}, "combine"),
         ({"success_threshold": -1.0}, "success_threshold"),
         ({"parent_id": "../x"}, "parent_id"),
@@ -191,6 +195,7 @@ def test_a_manifest_that_breaks_its_schema_is_refused(
         (b'{"format": 2}', "expected format 1, found 2"),
         (b'{"format": 1, "kinds": "policy"}', "did you mean 'kind'"),
         (b"[" * 100_000, "expected JSON"),
+        (b'{"git_revision": "\\ud800"}', "expected JSON"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_says_why(text: bytes, words: str) -> None:
