@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"efm: unknown command {name!r}{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
     sys.argv[0] = f"efm {name}"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ends a command in order, as Ctrl+C does.
     try:
         if name != "demo":  # It chooses for itself, to stay on this machine.
             use_middleware_profile(os.environ)

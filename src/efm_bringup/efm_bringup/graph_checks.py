@@ -16,6 +16,18 @@ from efm_bringup.robot_checks import check_commands, check_inputs
 
 LITTLE_BYTES, TOO_LITTLE_BYTES = 5 << 30, 1 << 30
 
+# What to do about what nodes say of themselves: a piece of their words, and the advice.
+ADVICE = (
+    ("e-stop", "when it is safe, release it: key e of efm watch, or the service estop_set with data: false"),
+    ("stale input", "see what is said of that input above, and the log of its driver"),
+    ("other commanders", "stop them, or name those that wait for their turn in known_commanders"),
+    ("a command takes", "use a smaller model, infer_ahead, or a GPU"),
+    ("ignored what came", "see what is said of that topic, and the driver's log"),
+    ("room for", "start the learner that takes the episodes, move them away, or raise quota_bytes"),
+    ("free for the run", "make room on that disk"),
+    ("confirm", "do what it says, then press r in efm watch, or call episodes/reset_done"),
+)
+
 
 def examine(snapshot: Snapshot) -> list[Finding]:
     """Returns all findings, the worst first."""
@@ -147,7 +159,24 @@ def check_diagnostics(snapshot: Snapshot) -> Iterator[Finding]:
             )
         elif diagnosis.level:
             level = Level.ODD if diagnosis.level == 1 else Level.WRONG
-            yield Finding(level, about, diagnosis.message, "see the values under this name on /diagnostics")
+            advice = next((text for words, text in ADVICE if words in diagnosis.message), "")
+            yield Finding(
+                level, about, diagnosis.message, advice or "see its values on /diagnostics and its log"
+            )
+
+
+def check_learner(snapshot: Snapshot) -> Iterator[Finding]:
+    """Is the learner there that robots hand their episodes to?"""
+    there = {name for name, values in snapshot.nodes.items() if "run" in values}
+    for wanted in sorted({str(values.get("learner", "")) for values in snapshot.nodes.values()} - {""}):
+        givers = sorted(name for name, values in snapshot.nodes.items() if values.get("learner") == wanted)
+        if not any(name.rpartition("/")[0] == wanted.rstrip("/") for name in there):
+            yield Finding(
+                Level.WRONG,
+                wanted,
+                f"{', '.join(givers)} hand episodes over to a learner that is not there",
+                "start it (efm up learner policy:=... reward:=...), or see its log; episodes wait until then",
+            )
 
 
 def check_models(snapshot: Snapshot) -> Iterator[Finding]:
@@ -187,6 +216,7 @@ CHECKS: tuple[Callable[[Snapshot], Iterator[Finding]], ...] = (
     check_commands,
     check_qos,
     check_diagnostics,
+    check_learner,
     check_models,
     check_disks,
 )

@@ -34,7 +34,7 @@ from efm_ros.conversion import compressed_to_rgb, image_to_rgb, stamp_to_ns, sta
 
 PARAMETERS = (
     *("embodiment", "robots", "use_sim_time", "lockstep", "spool", "run", "quota_bytes", "provider"),
-    "dry_run",
+    *("dry_run", "learner"),
 )
 DISCOVERY_S = 2.0  # Longest that a graph takes to become known.
 PARAMETERS_S = 5.0
@@ -229,13 +229,11 @@ class _Listener:
             return
         # The header is all that is needed, and it comes first in every type that has one.
         stamp_ns = message_stamp_ns(deserialize_message(data, self._kind))
-        if stamp_ns is None:
-            return
-        self._samples.stamps = True
-        if stamp_ns == 0:
-            self._samples.zero_stamps += 1
-        else:
+        if stamp_ns is not None:
+            self._samples.stamps = True
             self._ages.append((now_ns - stamp_ns) / 1e9)
+        elif self._kind is not Float64MultiArray:  # Which need not have one.
+            self._samples.zero_stamps += 1
 
     def finish(self) -> Samples:
         """Returns what was found."""

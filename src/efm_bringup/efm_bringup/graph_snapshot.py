@@ -29,8 +29,8 @@ class Samples:
     Attributes:
         count: Messages.
         rate_hz: Of their arrival; 0 with less than two.
-        stamps: Whether the type has a stamp.
-        zero_stamps: Messages with stamp zero.
+        stamps: Whether messages have one.
+        zero_stamps: Messages of a type with a stamp in which it is zero.
         oldest_s: Greatest age at arrival, by the clock that the nodes use.
         newest_s: Smallest age; negative where a stamp lies in the future.
         width: Of images [px]; 0: no image.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,9 +37,10 @@ class RobotView:
     Attributes:
         status: Of its episode node; None: not heard yet.
         heard_s: When that came (steady clock).
+        spent_s: Phase of EpisodeStatus -> time that the episode node has spent in it.
         last: Summary of the last finished episode.
         steps_to_go: The newest predictions, oldest first.
-        outcomes: Whether the newest finished episodes were detected successes.
+        outcomes: Whether the newest finished episodes were detected successes; without discarded ones.
         finished: Episodes finished since the monitor began.
         steps: Their control steps.
         models: Node ("policy", "reward") -> the bundle that acts or judges, or what became of the newest one.
@@ -49,6 +50,7 @@ class RobotView:
 
     status: EpisodeStatus | None = None
     heard_s: float = 0.0
+    spent_s: Counter[int] = field(default_factory=Counter)
     last: EpisodeSummary | None = None
     steps_to_go: deque[StepsToGo] = field(default_factory=lambda: deque(maxlen=HISTORY))
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -67,12 +69,28 @@ class RobotView:
             self._paced.popleft()
         return sum(steps for _, steps in self._paced) / PACE_S
 
+    @property
+    def idle_share(self) -> float:
+        """Share of the time since the monitor began in which the robot neither acted nor was reset."""
+        busy = sum(
+            self.spent_s[phase] for phase in (EpisodeStatus.PHASE_ACTING, EpisodeStatus.PHASE_RESETTING)
+        )
+        return 1.0 - busy / max(1e-9, self.spent_s.total())
+
+    def take_status(self, message: EpisodeStatus) -> None:
+        """Counts the time in the phase until now."""
+        now_s = time.monotonic()
+        if self.status is not None:
+            self.spent_s[self.status.phase] += now_s - self.heard_s
+        self.status, self.heard_s = message, now_s
+
     def take_summary(self, message: EpisodeSummary) -> None:
         """Counts a finished episode."""
         self.last = message
         self.finished += 1
         self.steps += message.steps
-        self.outcomes.append(message.outcome == EpisodeSummary.OUTCOME_SUCCESS)
+        if message.outcome in (EpisodeSummary.OUTCOME_SUCCESS, EpisodeSummary.OUTCOME_FAILURE):
+            self.outcomes.append(message.outcome == EpisodeSummary.OUTCOME_SUCCESS)
         self._paced.append((time.monotonic(), message.steps))
 
 
@@ -162,11 +180,16 @@ class FleetMonitor:
         return None
 
     def complaints(self) -> list[tuple[str, str, Report]]:
-        """Returns what is not well, the worst first: robot, name and report."""
+        """Returns what is not well, the worst first: robot, name and report.
+
+        What statuses say as well is left out.
+        """
+        said = {view.status.message for view in self.robots.values() if view.status is not None}
+        said |= {self.learner.message} if self.learner is not None else set()
         found = [
             (robot, name, report)
             for (robot, name), report in sorted(self.reports.items())
-            if report.level and self._is_fresh(report)
+            if report.level and self._is_fresh(report) and report.message not in said
         ]
         return sorted(found, key=lambda entry: -entry[2].level)
 
@@ -175,10 +198,6 @@ class FleetMonitor:
         return time.monotonic() - report.heard_s < STALE_S
 
     def _listen(self, namespace: str, view: RobotView) -> None:
-        def on_status(message: EpisodeStatus) -> None:
-            view.status = message
-            view.heard_s = time.monotonic()
-
         def on_model(message: ModelStatus) -> None:
             view.models[message.node] = message
 
@@ -194,7 +213,7 @@ class FleetMonitor:
         def on_prediction(message: StepsToGo) -> None:
             view.steps_to_go.append(message)
 
-        subscribe(EpisodeStatus, STATUS_TOPIC, on_status, LATCHED)
+        subscribe(EpisodeStatus, STATUS_TOPIC, view.take_status, LATCHED)
         subscribe(EpisodeSummary, "episode_summary", view.take_summary, EVENTS)
         if self._details:
             subscribe(StepsToGo, "steps_to_go", on_prediction, EVENTS)

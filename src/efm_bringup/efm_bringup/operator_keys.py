@@ -23,6 +23,7 @@ from efm_bringup.monitor import RobotView
 from efm_msgs.msg import EpisodeStatus
 from efm_ros.qos import LATCHED
 
+PAUSE = "episodes/pause"
 ANSWERS = 3  # Lines of answers on the screen.
 
 
@@ -46,7 +47,7 @@ def _is_paused(view: RobotView) -> bool:
 
 
 KEYS: Mapping[str, Key] = {
-    "p": Key("pause/resume", "episodes/pause", _is_paused),
+    "p": Key("pause/resume", PAUSE, _is_paused),
     "s": Key("success", "episodes/mark_success"),
     "f": Key("failure", "episodes/mark_failure"),
     "d": Key("discard", "episodes/discard"),
@@ -73,6 +74,7 @@ class Operator:
         self._robots = robots
         self._clients: dict[tuple[str, str], Client] = {}
         self._chosen: str | None = None
+        self._pausing: set[str] = set()  # Robots that were asked to pause and may still act.
         self.said: deque[str] = deque(maxlen=ANSWERS)
         self.ended = False
 
@@ -102,13 +104,20 @@ class Operator:
             client.wait_for_service(1.0)
         request = kind.Request()
         if key.turned_on is not None:
-            request.data = not key.turned_on(self._robots[robot])
+            request.data = not self._is_on(robot, key)
+            if key.service == PAUSE:
+                (self._pausing.add if request.data else self._pausing.discard)(robot)
         if client.service_is_ready():
             client.call_async(request).add_done_callback(partial(self._answered, robot, key))
         elif key.service == "estop_set":
             self._press_estop(robot, request.data)
         else:
             self._say(f"{robot}: {key.label}: nobody offers the service {name}")
+
+    def _is_on(self, robot: str, key: Key) -> bool:
+        """Whether a switch is on; a robot that pauses after its present episode counts as paused."""
+        pausing = key.service == PAUSE and robot in self._pausing
+        return pausing or (key.turned_on is not None and key.turned_on(self._robots[robot]))
 
     def _press_estop(self, robot: str, on: bool) -> None:
         """Without a policy node the e-stop is still heard by whoever listens to its topic."""

@@ -112,6 +112,7 @@ def practise(
                 time.sleep(POLL_S)
         status = monitor.learner
         wall = time.monotonic() - began
+        robots_idle = {name: view.idle_share for name, view in monitor.robots.items()}
     assert status is not None
     result: dict[str, object] = {
         "iterations": int(status.iteration),
@@ -121,6 +122,7 @@ def practise(
         "refused": int(status.refused),
         "wall_seconds": wall,
         "idle_share": float(status.idle_share),
+        "robots_idle_share": robots_idle,
         "best": status.best_bundle_id,
         "best_path": str(run / "bundles" / status.best_bundle_id),
         "message": status.message,

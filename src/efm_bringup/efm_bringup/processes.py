@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from efm_core.errors import WaitTimeout
 RESPAWN_DELAY_S = 1.0
 STOP_DEADLINE_S = 10.0  # Twice what a whole stack may take; a learner ends its iteration first.
 KILL_DEADLINE_S = 2.0
+# Ends a node in order when its launcher is gone, however that died: robots do not go on with nobody in charge.
+LEASH = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def command_of(node: NodeSpec) -> list[str]:
@@ -50,6 +53,8 @@ class _Running:
 class ProcessGroup:
     """The processes of a stack; a context manager that leaves none behind.
 
+    Used from one thread, which has to live as long as the nodes.
+
     Args:
         nodes: What to start.
         logs: Folder for one log file per node; None: all write to this terminal.
@@ -67,6 +72,7 @@ class ProcessGroup:
         self._environment = {**os.environ, **(environment or {})}
         self._running: list[_Running] = []
         self._files: list[IO[bytes]] = []
+        self._leash = LEASH if shutil.which(LEASH[0]) else ()
 
     def __enter__(self) -> ProcessGroup:
         if self._logs:
@@ -145,7 +151,7 @@ class ProcessGroup:
             output = open(self._logs / f"{_label(node).strip('/').replace('/', '.')}.log", "ab")  # noqa: SIM115
             self._files.append(output)
         return subprocess.Popen(
-            command_of(node),
+            [*self._leash, *command_of(node)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,

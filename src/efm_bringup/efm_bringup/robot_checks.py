@@ -97,7 +97,10 @@ def _input(snapshot: Snapshot, robot: Robot, name: str, kind: str, max_age_s: fl
         return
     if samples.zero_stamps:
         yield Finding(
-            Level.WRONG, full, "messages without a stamp", "let the driver stamp them when the data was taken"
+            Level.WRONG,
+            full,
+            "messages without a stamp: nobody can tell how old they are",
+            "let the driver stamp them when the data was taken",
         )
         return
     if snapshot.lockstep:

@@ -239,6 +239,20 @@ FAULTS = [
         "holding still",
         "values",
     ),
+    (
+        diagnosis("policy: control", 2, "the e-stop is pressed"),
+        W,
+        "robot_1 policy: control",
+        "the e-stop is pressed",
+        "key e of efm watch",
+    ),
+    (
+        parameters("/robot_1/episodes", learner="/learner"),
+        W,
+        "/learner",
+        "/robot_1/episodes hand episodes over to a learner that is not there",
+        "efm up learner",
+    ),
     (diagnosis("policy: control", 1, "slow"), O, "robot_1 policy: control", "slow", "values"),
     (
         lambda s: setattr(s, "gpu", True),
@@ -277,13 +291,13 @@ def test_the_worst_comes_first():
 
 
 @contextlib.contextmanager
-def alive(robot: FakeRobot, spinner):
+def alive(robot: FakeRobot, spinner, clock_ns=time.time_ns):
     """A robot that streams and answers while a block runs in this thread."""
     ending = threading.Event()
 
     def stream():
         while not ending.is_set():
-            robot.observe(time.time_ns(), 0.1, 0.2)
+            robot.observe(clock_ns(), 0.1, 0.2)
             spinner.executor.spin_once(timeout_sec=0.05)
 
     thread = threading.Thread(target=stream, daemon=True)
@@ -315,6 +329,13 @@ def test_a_live_robot_is_looked_at_without_any_node_of_efm(robot, spinner):
     assert "/efm_doctor" not in snapshot.nodes
     missing = {finding.about for finding in examine(snapshot) if finding.level is W}
     assert "/robot_1/reset" in missing, "this robot cannot reset itself"
+
+
+def test_messages_without_a_stamp_are_seen(robot, spinner):
+    with alive(robot, spinner, lambda: 0), GraphLook(load_embodiment("table"), ["robot_1"]) as look:
+        snapshot = look.take(1.0)
+    assert snapshot.topics[STATE].samples.zero_stamps > 0
+    assert any("messages without a stamp" in finding.text for finding in examine(snapshot))
 
 
 def test_the_command_tells_people_and_programs(robot, spinner):

@@ -91,6 +91,40 @@ def test_nobody_is_left_behind_when_the_block_fails(tmp_path, module):
         os.kill(pid, 0)
 
 
+LAUNCHER = """
+import sys, time
+from efm_bringup.processes import ProcessGroup
+from efm_bringup.stacks import NodeSpec
+with ProcessGroup([NodeSpec("package", "x", "some_node", "node", parameters={"said": sys.argv[1]})]) as group:
+    print(group.pid("node"), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_nobody_is_left_behind_when_the_launcher_is_killed(tmp_path, module):
+    """Robots once went on acting after `efm practice` had been killed."""
+    said = tmp_path / "said"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(said)],
+        env={**os.environ, **module},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pid = int(launcher.stdout.readline())
+    wait_for(lambda: ups(said) == 1, "the node", DEADLINE_S)
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not _is_alive(pid), "the node's end", DEADLINE_S)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_a_node_that_was_still_starting_ended_well(tmp_path):
     (tmp_path / "slow_node.py").write_text("import time\ntime.sleep(60)\n")
     node = NodeSpec("package", "x", "slow_node", "node")

@@ -108,6 +108,8 @@ def test_what_is_not_well_is_told_below(monitor, run, spinner):
     run(Unwell("recorder"))
     spinner.until(lambda: any(name == "recorder: disk" for _, name, _ in monitor.complaints()), "a complaint")
     assert "warning: fleet: recorder: disk: 1 GB free; make room" in text(monitor)
+    monitor.learner = LearnerStatus(phase=1, message="1 GB free; make room")
+    assert text(monitor).count("make room") == 1, "what a status says is not said twice"
 
 
 def test_the_success_rate_comes_with_its_interval():
@@ -118,7 +120,9 @@ def test_the_success_rate_comes_with_its_interval():
     for index in range(60):
         view.take_summary(EpisodeSummary(steps=10, outcome=1 if index >= 20 else 2))
     assert success_words(view) == "40/50 [67%-89%] success"
-    assert view.pace == pytest.approx(600 / 20)
+    view.take_summary(EpisodeSummary(steps=10, outcome=EpisodeSummary.OUTCOME_DISCARDED))
+    assert success_words(view) == "40/50 [67%-89%] discarded", "what is thrown away does not count"
+    assert view.pace == pytest.approx(610 / 20)
 
 
 def test_a_line_for_logs_says_what_is_waited_for():
@@ -187,6 +191,23 @@ def test_keys_ask_the_selected_robots(world, run, spinner):
     assert operator.selected == ["robot_1", "robot_2"]
     operator.press("q")
     assert operator.ended
+
+
+def test_a_pause_is_taken_back_before_it_begins(world, run, spinner):
+    asked = []
+
+    def serve(request, response):
+        asked.append(request.data)
+        response.success = True
+        return response
+
+    world.create_service(SetBool, "/robot_1/episodes/pause", serve)
+    acting = RobotView(status=EpisodeStatus(phase=EpisodeStatus.PHASE_ACTING))
+    operator = Operator(run(Node("operator")), {"robot_1": acting})
+    for count in (1, 2, 3):
+        operator.press("p")
+        spinner.until(lambda count=count: len(asked) == count, "an answer")
+    assert asked == [True, False, True]
 
 
 def test_the_e_stop_works_without_a_policy_node(world, run, spinner):

@@ -9,6 +9,7 @@ the episodes (`runner`), one hears the robot (`listener`), one writes (`recorder
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from efm_ros.names import robot_label
 from efm_ros.qos import LATCHED
 
 STATUS_PERIOD_S = 1.0
+NEARLY_FULL = 0.1  # Share of the quota; with less room the spool is told of.
 
 
 class EpisodeNode(EfmLifecycleNode):
@@ -125,10 +127,36 @@ class EpisodeNode(EfmLifecycleNode):
             return
         progress = self._runner.progress
         stuck = progress.phase in (Phase.PAUSED, Phase.FAULT)
-        self.diagnose("run", WARN if stuck else OK, progress.message or progress.phase.name.lower())
+        self.diagnose(
+            "run",
+            WARN if stuck else OK,
+            progress.message or progress.phase.name.lower(),
+            mode=progress.mode.name.lower(),
+            episode_id=progress.episode_id,
+            step=progress.step,
+            episodes_done=progress.episodes_done,
+            episodes_wanted=progress.episodes_wanted,
+            successes=progress.successes,
+        )
         refused = self._shelf.refused()
-        words = self._shelf.last_word or next(iter(refused.values()), "")
+        to = f"to {self.parameters.learner}" if self.parameters.learner else "nobody: episodes are kept"
+        words = self._shelf.last_word or next(iter(refused.values()), "") or to
         self.diagnose("hand-over", ERROR if refused else OK, words, refused=len(refused))
+        self._diagnose_spool()
+
+    def _diagnose_spool(self) -> None:
+        episodes, used = self._board.spool
+        quota, free = self.parameters.quota_bytes, shutil.disk_usage(self._shelf.spool.path).free
+        left = min(quota - used, free)
+        self.diagnose(
+            "spool",
+            WARN if left < NEARLY_FULL * quota else OK,
+            f"room for {left / (1 << 30):.1f} GB",
+            episodes=episodes,
+            used_bytes=used,
+            quota_bytes=quota,
+            disk_free_bytes=free,
+        )
 
     # Services -----------------------------------------------------------------------------------------------
 

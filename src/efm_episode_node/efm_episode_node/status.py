@@ -34,6 +34,11 @@ class StatusBoard:
         self._spool = (0, 0)
         self._count_after = 0.0
 
+    @property
+    def spool(self) -> tuple[int, int]:
+        """Episodes that wait and bytes in use, as last counted."""
+        return self._spool
+
     def tell(self, progress: Progress) -> None:
         """Publishes where the run stands."""
         if progress.phase is not self._progress.phase:

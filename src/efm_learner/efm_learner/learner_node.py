@@ -7,8 +7,8 @@ from its last checkpoint when there is space again. What is learned is decided i
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -22,12 +22,11 @@ from rclpy.clock_type import ClockType
 from efm_core.bundle import load_bundle
 from efm_core.errors import EfmError, SpoolFull
 from efm_learner.export import OnnxExporter
-from efm_learner.guard import GuardSettings
-from efm_learner.practice import Cancelled, PracticeSettings
-from efm_learner.practice_run import PracticeRun, RunSettings, Step
+from efm_learner.learner_parameters import LearnerParameters
+from efm_learner.practice import Cancelled
+from efm_learner.practice_run import PracticeRun, Step
 from efm_msgs.msg import LearnerStatus
-from efm_ros.lifecycle import OK, WARN, EfmLifecycleNode, NodeParameters
-from efm_ros.parameters import param
+from efm_ros.lifecycle import OK, WARN, EfmLifecycleNode
 from efm_ros.qos import LATCHED
 from efm_ros.transfer_server import BundleServer, EpisodeReceiver
 
@@ -35,108 +34,7 @@ STATUS_PERIOD_S = 1.0
 RETRY_S = 5.0  # Between attempts to go on after the disk was full.
 # Fresh decisions, in iterations, at which robots are asked to pause: learning cannot keep up.
 FULL_ITERATIONS = 2.0
-
-_PRACTICE, _GUARD = PracticeSettings(), GuardSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnerParameters(NodeParameters):
-    """Those of `PracticeSettings` have its names, those of `GuardSettings` begin with `guard_`."""
-
-    run: str = param(description="Folder of the practice run; resumed where it exists.")
-    policy: str = param(description="Folder of the Stage-1 policy bundle.")
-    reward: str = param(description="Folder of the frozen reward bundle.")
-    verifier: str = param(
-        "", description="Folder of a reward bundle trained apart, for the guard. Empty: none."
-    )
-    iterations: int = param(0, description="Iterations after which the run ends. 0: no limit.", low=0)
-    episodes: int = param(0, description="Episodes after which the run ends. 0: no limit.", low=0)
-    threads: int = param(1, description="CPU threads of torch.", low=1, high=256)
-    device: str = param(
-        "cpu", description="Where torch learns; auto: on a GPU where there is one.", choices=("cpu", "auto")
-    )
-
-    gamma: float = param(_PRACTICE.gamma, description="Discount per decision.", low=0.0, high=1.0)
-    c: float = param(_PRACTICE.c, description="Factor of the loss.", low=0.0)
-    updates: int = param(_PRACTICE.updates, description="Gradient steps per iteration.", low=1)
-    batch: int = param(_PRACTICE.batch, description="Decisions per gradient step.", low=1)
-    learning_rate: float = param(_PRACTICE.learning_rate, description="Of AdamW.", low=0.0)
-    weight_decay: float = param(_PRACTICE.weight_decay, description="Of AdamW.", low=0.0)
-    gradient_norm: float = param(
-        _PRACTICE.gradient_norm, description="Greatest norm of a gradient; 0: no limit.", low=0.0
-    )
-    freeze_encoder: bool = param(
-        _PRACTICE.freeze_encoder, description="Keep the image encoder as Stage 1 left it."
-    )
-    normalise_advantages: bool = param(
-        _PRACTICE.normalise_advantages, description="Shift and scale returns to mean 0, deviation 1."
-    )
-    epochs: int = param(
-        _PRACTICE.epochs, description="Times that each decision is used; above 1 with a clipped ratio.", low=1
-    )
-    clip: float = param(_PRACTICE.clip, description="Clip range of that ratio.", low=0.0, high=1.0)
-    kl_anchor: float = param(
-        _PRACTICE.kl_anchor, description="Weight of the KL divergence from the Stage-1 policy.", low=0.0
-    )
-    entropy_bonus: float = param(
-        _PRACTICE.entropy_bonus, description="Weight of the policy's entropy.", low=0.0
-    )
-    max_staleness: int = param(
-        _PRACTICE.max_staleness, description="Versions that an episode's policy may be old.", low=0
-    )
-    seed: int = param(_PRACTICE.seed, description="Of the minibatch order.", low=0)
-
-    guard: bool = param(
-        _GUARD.enabled, description="Stop and go back to the best bundle when practice passes its peak."
-    )
-    guard_window: int = param(_GUARD.window, description="Episodes judged together, at least.", low=1)
-    guard_significance: float = param(
-        _GUARD.significance, description="Fall of good episodes that stops, in standard deviations.", low=0.0
-    )
-    guard_instant_steps: int = param(
-        _GUARD.instant_steps,
-        description="Success so soon after the reset, beyond the detector's hold, is not believed.",
-        unit="control steps",
-        low=0,
-    )
-    guard_instant_window: int = param(
-        _GUARD.instant_window, description="Newest episodes looked at for such successes.", low=1
-    )
-    guard_instant_share: float = param(
-        _GUARD.instant_share, description="Share of them that stops at once.", low=0.0, high=1.0
-    )
-    guard_slack: float = param(
-        _GUARD.slack,
-        description="Above its own threshold, the verifier still agrees.",
-        unit="control steps",
-        low=0.0,
-    )
-    guard_kl_limit: float = param(
-        _GUARD.kl_limit, description="KL from Stage 1 that stops; 0: no limit.", unit="nats", low=0.0
-    )
-
-    def __post_init__(self) -> None:
-        self.run_settings()
-
-    def run_settings(self) -> RunSettings:
-        """Returns the settings of the run.
-
-        Raises:
-            BadRequest: One of them is out of range.
-        """
-        values = dataclasses.asdict(self)
-        practice = {field.name: values[field.name] for field in dataclasses.fields(PracticeSettings)}
-        guard = {
-            field.name: values[f"guard_{field.name}"]
-            for field in dataclasses.fields(GuardSettings)
-            if field.name != "enabled"
-        }
-        return RunSettings(
-            PracticeSettings(**practice),
-            GuardSettings(enabled=self.guard, **guard),
-            self.iterations,
-            self.episodes,
-        )
+LITTLE_BYTES = 2 << 30  # On the run's disk; with less it is told of.
 
 
 class LearnerNode(EfmLifecycleNode):
@@ -164,8 +62,9 @@ class LearnerNode(EfmLifecycleNode):
         self._announced, self._resting = "", False
         # Episodes on disk that were not taken in yet, and how many decisions one of them has, roughly.
         self._arriving, self._decisions_each = 0, 1.0
-        self._began = self._idle_s = 0.0
+        self._began = self._idle_s = self._iterated = 0.0
         self._idle_since: float | None = None
+        self._spent = {"idle_s": 0.0, "ingest_s": 0.0}  # Since the last iteration.
 
     def acquire(self) -> None:
         """Opens the run, so that whatever is wrong with it refuses the start, and the services."""
@@ -191,7 +90,8 @@ class LearnerNode(EfmLifecycleNode):
     def start(self) -> None:
         """Begins to practise."""
         self._stopping.clear()
-        self._began, self._idle_s, self._idle_since = time.monotonic(), 0.0, None
+        self._began = self._iterated = time.monotonic()
+        self._idle_s, self._idle_since = 0.0, None
         self._thread = threading.Thread(target=self._practise, name="practice", daemon=True)
         self._thread.start()
 
@@ -210,7 +110,12 @@ class LearnerNode(EfmLifecycleNode):
             self._opened.pop()()
 
     def update_diagnostics(self) -> None:
-        """Tells how practice goes."""
+        """Tells how practice goes, and what room it has."""
+        folder = Path(self.parameters.run)
+        if folder.is_dir():
+            free = shutil.disk_usage(folder).free
+            words = f"{free / (1 << 30):.1f} GB free for the run"
+            self.diagnose("disk", WARN if free < LITTLE_BYTES else OK, words, free_bytes=free)
         with self._lock:
             told = self._told
             self.diagnose(
@@ -222,6 +127,10 @@ class LearnerNode(EfmLifecycleNode):
                 episodes=told.episodes,
                 refused=told.refused,
                 buffered=told.buffered_steps,
+                wanted=told.wanted_steps,
+                mean_return=told.mean_return,
+                detected_success=told.detected_success,
+                kl=told.kl,
                 idle_share=self._idle_share(),
             )
 
@@ -304,25 +213,30 @@ class LearnerNode(EfmLifecycleNode):
                 self._tell(LearnerStatus.PHASE_WAITING)
                 self._idle_since = time.monotonic()
                 self._wake.wait()
-                self._idle_s += time.monotonic() - self._idle_since
-                self._idle_since = None
+                waited = time.monotonic() - self._idle_since
+                self._idle_s, self._idle_since = self._idle_s + waited, None
+                self._spent["idle_s"] += waited
 
     def _ingest(self, run: PracticeRun, path: Path) -> None:
         with self._lock:
             self._arriving = max(0, self._arriving - 1)
+        began = time.monotonic()
         try:
             run.ingest(path)
         except SpoolFull:
             raise
         except EfmError as error:
             self.get_logger().warning(f"refused: {error}")
+        self._spent["ingest_s"] += time.monotonic() - began
         self._announce(run)  # The guard may have stopped the run.
         self._tell(LearnerStatus.PHASE_WAITING)
 
     def _iterate(self, run: PracticeRun) -> None:
         self._tell(LearnerStatus.PHASE_UPDATING)
         began = time.monotonic()
-        self._last = step = run.advance(self._stopping.is_set)
+        times = {**self._spent, "collect_s": began - self._iterated}
+        self._last = step = run.advance(self._stopping.is_set, times)
+        self._spent, self._iterated = dict.fromkeys(self._spent, 0.0), time.monotonic()
         self._tell(LearnerStatus.PHASE_EXPORTING)
         self._announce(run)
         report = step.report
