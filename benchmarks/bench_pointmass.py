@@ -4,9 +4,9 @@
 
 10,000 wandering demonstrations, supervised fine-tuning, then practice by the paper's budget (2,048 updates,
 2,048 control steps per iteration, batches of 64, gamma 0.9). First with the world's flag ending episodes, as
-in the notebook, then with our calibrated detector in its place and no ground truth anywhere. Seed 1 also tries
-other gammas, and the switches of practice one by one. Every finished part is written at once, and a second
-call goes on with what is missing. Evaluation: 500 episodes at the policy's own sampling, on fixed seeds.
+in the notebook, then with our calibrated detector in its place and no ground truth anywhere. Seed 1 also
+tries other gammas, and the switches of practice one by one. Every finished part is written at once, and a
+second call goes on with what is missing. Evaluation: 500 episodes at the policy's own sampling, fixed seeds.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Stem(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns tokens [B, N, channels] of images uint8 [B, T, H, W, 3]; their x, y are in `places` [N, 2]."""
+        """Returns tokens [B, N, channels] of images uint8 [B, T, H, W, 3], at `places` [N, 2] (x, y)."""
         batch, frames = images.shape[:2]
         patch, rows, columns = self.patch, self.rows, self.columns
         seen = images[:, :, : rows * patch, : columns * patch]
