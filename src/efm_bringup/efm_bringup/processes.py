@@ -25,7 +25,7 @@ from efm_core.errors import WaitTimeout
 RESPAWN_DELAY_S = 1.0
 STOP_DEADLINE_S = 10.0  # Twice what a whole stack may take; a learner ends its iteration first.
 KILL_DEADLINE_S = 2.0
-# Ends a node in order when its launcher is gone, however that died: robots do not go on with nobody in charge.
+# Ends a node in order when its launcher is gone, however that died: robots never act with nobody in charge.
 LEASH = ("setpriv", "--pdeathsig", "TERM", "--")
 
 

@@ -6,7 +6,7 @@ The run's folder:
     bundles/<id>/       every bundle that may still be asked for
     episodes/<id>/      episodes that arrived
     journal.jsonl       one line per episode that was offered: taken or refused, and why
-    metrics.jsonl       one line per iteration (`IterationReport`, the bundle, the guard, times)
+    metrics.jsonl       one line per iteration (`IterationReport`, the bundle, the guard, seconds spent)
     checkpoints/        weights, optimiser and counters after the last iterations, each written as a whole
 
 An episode is taken in exactly once, when its line is in the journal. A checkpoint names the number of lines
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,7 @@ class PracticeRun:
 
     Attributes:
         folder: Of the run.
-        bundle: The policy to act with now.
-        version: Its number within the run.
+        bundle, version: The policy to act with now, and its number within the run.
         buffered: Fresh decisions that wait to be learned from.
         episodes_taken, steps_taken, episodes_refused: Since the run began; steps are control steps.
 
@@ -162,8 +161,6 @@ class PracticeRun:
     def close(self) -> None:
         """Gives the folder to others; everything is on disk."""
         self.folder.close()
-
-    # Episodes in
 
     def ingest(self, path: Path | str) -> Taken:
         """Takes a finished episode in, or says why not; either way the journal knows.
@@ -238,17 +235,18 @@ class PracticeRun:
         """The bundle that the guard holds for the best; it is never removed."""
         return self._versions[next(iter(self.guard.ranking()), 0)]
 
-    # Bundles out
-
     def prepare(self) -> None:
         """Traces the network, which takes seconds, so that the first export does not have to."""
         self.exporter.export(self.trainer.network)
 
-    def advance(self, cancelled: Callable[[], bool] = lambda: False) -> Step:
+    def advance(
+        self, cancelled: Callable[[], bool] = lambda: False, times: Mapping[str, float] | None = None
+    ) -> Step:
         """Takes one iteration: updates, verdict of the guard, export, checkpoint. Call when `ready`.
 
         Args:
             cancelled: Looked at before every update.
+            times: What the caller spent on it before; goes into metrics.jsonl.
 
         Raises:
             Cancelled: `cancelled` said so. SpoolFull: The disk is full. Both times the disk is as before.
@@ -278,6 +276,7 @@ class PracticeRun:
                 "total_episodes": self.episodes_taken,
                 "total_steps": self.steps_taken,
                 "unix_time": time.time(),
+                **(times or {}),
                 "update_s": updated - began,
                 "export_s": time.monotonic() - updated,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -104,6 +105,10 @@ def test_episodes_become_a_bundle_that_a_robot_can_fetch_and_act_with(learner, r
     robot.practise(second, 3)
     robot.practise(second, 4)
     robot.until("the second iteration", lambda s: s.iteration == 2)
+    lines = (robot.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    for spent in map(json.loads, lines):
+        assert 0 < spent["idle_s"] + spent["ingest_s"] < spent["collect_s"]
+        assert spent["update_s"] > 0 < spent["export_s"]
 
 
 def test_late_comers_hear_the_newest_bundle_and_status(learner, robot, bundles):
