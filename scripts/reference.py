@@ -69,6 +69,7 @@ SETTINGS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "efm_learner.calibrate:CalibrationSettings",
             "efm_learner.backbones.small:SmallSettings",
             "efm_learner.backbones.state:StateSettings",
+            "efm_learner.backbones.vlm:VlmSettings",
             "efm_learner.practice:PracticeSettings",
             "efm_learner.guard:GuardSettings",
             "efm_sim.expert:ExpertStyle",
@@ -144,7 +145,9 @@ def _members(specification: MessageSpecification) -> str:
 
 
 def _comment(member: Any) -> str:
-    return " ".join(line.strip() for line in member.annotations.get("comment", []) if line.strip())
+    text = " ".join(line.strip() for line in member.annotations.get("comment", []) if line.strip())
+    unit = member.annotations.get("unit")  # The parser has cut it out of the comment.
+    return f"{text} [{unit}]" if unit else text
 
 
 # Parameters -----------------------------------------------------------------------------------------------
