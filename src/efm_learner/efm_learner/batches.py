@@ -147,7 +147,7 @@ class BatchMaker:
         self.spec = network.instruction
         self.heads = network.heads
         self.bins = StepsToGoBins(self.embodiment.steps_to_go.bins, self.embodiment.steps_to_go.width)
-        self.history = max([1, *(camera.frames for camera in self.embodiment.cameras)])
+        self.history = max([1, *(self.embodiment.camera(name).frames for name in network.trunk.cameras)])
 
         self.clone_rows = np.flatnonzero(table.imitate)
         self.goal_rows = np.flatnonzero(~table.censored & np.isfinite(table.steps_to_go))
@@ -262,9 +262,11 @@ class BatchMaker:
         needs = {
             "behaviour cloning needs successful demonstrations": len(self.clone_rows) > 0,
             "steps-to-go needs successful demonstrations": len(self.goal_rows) > 0,
+            "labelling.rest_steps must be shorter than the demonstrations": len(self.goal_rows) == 0
+            or len(self.moving_rows) > 0,
             "mixture.mismatched needs a backbone with instructions and two meanings": not mixture.mismatched
             or (len(self.swappable) > 0 and INSTRUCTION in self.names),
-            "mixture.rewound needs a camera with 2 frames or more": not mixture.rewound
+            "mixture.rewound needs a backbone with a camera of 2 frames or more": not mixture.rewound
             or (self.history > 1 and len(self.moving_rows) > 0),
             "mixture.hindsight needs labelling.hindsight_goals and a state": not mixture.hindsight
             or (len(self.goal_columns) > 0 and STATE in self.names),

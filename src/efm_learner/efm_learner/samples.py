@@ -24,7 +24,7 @@ import torch
 
 from efm_core.action_tokens import ActionTokenizer
 from efm_core.embodiment import Embodiment
-from efm_core.errors import EpisodeInvalid
+from efm_core.errors import BadRequest, EpisodeInvalid
 from efm_core.instruction import encode_instruction
 from efm_learner.backbones import INSTRUCTION, STATE, image_input
 
@@ -105,6 +105,13 @@ class Labelling:
     imitate_rest: bool = True
     censored_margin: int = 10
     hindsight_goals: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rest_steps < 0 or self.censored_margin < 0:
+            raise BadRequest(
+                "labelling: expected rest_steps and censored_margin of 0 or more, found "
+                f"{self.rest_steps} and {self.censored_margin}"
+            )
 
 
 @dataclass
@@ -233,7 +240,7 @@ def make_table(
     chunk = embodiment.action.chunk
     tokens, imitate, targets, censored = [], [], [], []
     for episode in episodes:
-        _check(episode, embodiment, frames is None)
+        check_arrays(episode, embodiment, frames is None)
         left, bound = steps_left(len(episode), episode.success, labelling)
         mine = episode.imitate & np.isfinite(episode.actions).all(axis=1) & episode.success
         if not labelling.imitate_rest and labelling.rest_steps:
@@ -281,7 +288,12 @@ def _chunks(
     return np.stack([padded[offset : offset + len(actions)] for offset in range(chunk)], axis=1)
 
 
-def _check(episode: EpisodeArrays, embodiment: Embodiment, images: bool) -> None:
+def check_arrays(episode: EpisodeArrays, embodiment: Embodiment, images: bool = True) -> None:
+    """Does nothing where an episode can be learned from; `images`: whether it holds its own.
+
+    Raises:
+        EpisodeInvalid: Arrays of the wrong length, or a state that is not finite.
+    """
     length = len(episode)
     arrays: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "actions": (episode.actions.shape, (length, embodiment.action_size)),
@@ -298,5 +310,11 @@ def _check(episode: EpisodeArrays, embodiment: Embodiment, images: bool) -> None
     ]
     if length < 2:
         wrong.append(f"expected 2 observations or more, found {length}")
+    if not wrong and episode.state is not None and not np.isfinite(episode.state).all():
+        row, column = np.argwhere(~np.isfinite(episode.state))[0]
+        name = embodiment.state.entries[column].name if embodiment.state else column
+        wrong.append(
+            f"state: expected finite numbers, found '{name}' = {episode.state[row, column]} at {row}"
+        )
     if wrong:
         raise EpisodeInvalid(f"episode {episode.id}: {'; '.join(wrong)}")

@@ -125,7 +125,10 @@ def config_from(arguments: Sequence[str]) -> SftConfig:
         key, separator, value = text.partition("=")
         if not separator:
             raise BadRequest(f"--set: expected KEY=VALUE, found {text!r}")
-        _set(values, key, yaml.safe_load(value))
+        try:
+            _set(values, key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise BadRequest(f"--set: expected a value in YAML after {key}=, found {value!r}") from error
     return SftConfig.from_dict(values)
 
 
@@ -136,6 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = sft.main(config_from(sys.argv[1:] if arguments is None else arguments))
     except EfmError as error:
         print(f"efm sft: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"efm sft: {where}{error.strerror or error}; choose another --out or --cache", file=sys.stderr)
         return 1
     except Interrupted as error:
         print(f"efm sft: {error}", file=sys.stderr)
@@ -157,6 +164,11 @@ def describe(result: sft.SftResult) -> str:
         f"unsuccessful held-out episodes recall {detector['recall']:.2f}, precision "
         f"{detector['precision']:.2f}, early {detector['early']:.2f}, false {detector['false']:.2f}"
     )
+    if detector["recall"] == 0:
+        lines.append(
+            "the detector recognises none of the held-out successes, and practice would never see one: train "
+            "longer (--steps), or record more episodes, with steps of rest after success (--rest-steps)"
+        )
     if not detector["limits_kept"]:
         lines.append(
             "no threshold keeps false and early successes within the limit: the detector will be fooled; "

@@ -6,14 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from efm_core.errors import BadRequest, nearest
+from efm_core.errors import BadRequest
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings
 from efm_learner.samples import Labelling
-
-Settings = TypeVar("Settings")
+from efm_learner.settings import read_settings
 
 # Settings that may change between the parts of a resumed training: they do not change its result.
 FREE_SETTINGS = ("episodes", "embodiment", "out", "cache", "threads", "device", "checkpoint_every")
@@ -80,6 +79,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         fine = {
+            "backbone": isinstance(self.backbone.get("name"), str),
             "heads": self.heads >= 1,
             "combine": self.combine in ("mean", "max"),
             "steps": self.steps >= 1,
@@ -93,6 +93,7 @@ class SftConfig:
             "validate_every": self.validate_every >= 1,
             "checkpoint_every": self.checkpoint_every >= 1,
             "policy_weights": self.policy_weights in ("best", "last"),
+            "seed": self.seed >= 0,
             "threads": self.threads >= 1,
             "device": self.device in ("cpu", "auto"),
             "precision": self.precision in ("no", "bf16"),
@@ -124,22 +125,7 @@ class SftConfig:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> SftConfig:
         """Reads settings back; an unknown name is refused with the nearest known one."""
-        nested = {"mixture": Mixture, "labelling": Labelling, "calibration": CalibrationSettings}
-        read = {
-            key: _read(nested[key], value, key) if key in nested and isinstance(value, Mapping) else value
-            for key, value in values.items()
-        }
-        return _read(SftConfig, read, "sft")
-
-
-def _read(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise BadRequest(
-                f"{where}: unknown setting {key!r}{nearest(key, known)}; choices: {', '.join(known)}"
-            )
-    return cls(**values)
+        return read_settings(SftConfig, values, "sft")
 
 
 def _plain(value: Any) -> Any:

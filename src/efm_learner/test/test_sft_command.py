@@ -73,6 +73,82 @@ def test_a_misspelt_setting_names_the_nearest_one():
         config_from([*NEEDED, "--set", "heads"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("heads=many", "sft: heads: expected a whole number, found 'many'"),
+        ("steps=1.5", "sft: steps: expected a whole number, found 1.5"),
+        ("heads=[", "--set: expected a value in YAML after heads="),
+        ("mixture=3", "sft: mixture: expected settings, found 3"),
+        ("calibration.holds=3", "calibration: holds: expected a list, found 3"),
+        ("mixture.instruction=maybe", "mixture: instruction: expected true or false"),
+        ("backbone=small", "sft: backbone: expected a mapping"),
+        ("backbone={}", "out of range: backbone={}"),
+        ("labelling.rest_steps=-3", "expected rest_steps and censored_margin of 0 or more"),
+        ("seed=-1", "out of range: seed=-1"),
+        ("learning_rate=fast", "sft: learning_rate: expected a number, found 'fast'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told(setting, message):
+    with pytest.raises(BadRequest) as told:
+        config_from([*NEEDED, "--set", setting])
+    assert message in str(told.value)
+
+
+def test_a_number_with_an_exponent_is_a_number():
+    assert config_from([*NEEDED, "--set", "learning_rate=1e-3"]).learning_rate == 0.001
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Runs the command on episodes, and returns its code and what it told."""
+    embodiment = tmp_path / "dots.yaml"
+    embodiment.write_text(yaml.safe_dump(dots.embodiment().to_dict()))
+
+    def run(capsys, episodes, *options, out="run"):
+        folder = tmp_path / "episodes"
+        for episode in episodes:
+            dots.record(folder, episode)
+        arguments = ["--episodes", str(folder), "--embodiment", str(embodiment), "--out", str(tmp_path / out)]
+        short = ["--steps", "2", "--batch-size", "8", "--backbone", "state"]
+        code = main([*arguments, *short, *options])
+        streams = capsys.readouterr()
+        return code, streams.err + streams.out
+
+    return run
+
+
+def test_an_episode_with_a_state_that_is_not_finite_is_left_out_and_told(spoilt, capsys, caplog):
+    broken = dots.episode(0)
+    broken.state[2] = np.nan
+    with caplog.at_level("INFO"):
+        code, _ = spoilt(capsys, [broken, *dots.episodes(4)[1:]])
+    assert code == 0 and "1 left out: unreadable" in caplog.text
+    assert "expected finite states, found [nan] in row 2" in caplog.text
+
+
+def test_data_that_cannot_teach_are_told(spoilt, capsys):
+    failures = [dots.episode(number, success=False) for number in range(5)]
+    code, told = spoilt(capsys, failures)
+    assert code == 1 and "needs successful demonstrations" in told and "0 of them successful" in told
+
+
+def test_a_rest_as_long_as_the_demonstrations_is_refused(spoilt, capsys):
+    code, told = spoilt(capsys, dots.episodes(4), "--rest-steps", "500")
+    assert code == 1 and "labelling.rest_steps must be shorter than the demonstrations" in told
+
+
+def test_histories_that_the_backbone_does_not_see_cannot_be_rewound(spoilt, capsys):
+    code, told = spoilt(capsys, dots.episodes(4), "--rewound", "0.3")
+    assert code == 1 and "mixture.rewound needs a backbone with a camera" in told
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(spoilt, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, told = spoilt(capsys, dots.episodes(4), out="file/run")
+    assert code == 1 and "Not a directory; choose another --out or --cache" in told
+
+
 def test_an_error_is_told_in_one_line(tmp_path, capsys):
     arguments = ["--episodes", str(tmp_path), "--embodiment", "table", "--out", str(tmp_path / "run")]
     assert main(arguments) == 1

@@ -232,7 +232,7 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(folders, tmp_path, mo
     assert "cannot be had from the hub" in told and "give its folder" in told
     assert "did you mean 'lora_rank'" in complaint({"lora_rnk": 3})
     assert "instruction_length" in complaint({"instruction_length": 0})
-    assert "k_proj" in complaint(backbone(folders("smolvlm"), lora_rank=2, lora_targets=["querry"]))
+    assert "k_proj" in complaint(backbone(folders("smolvlm"), lora_rank=2, lora_targets=["no_such_layer"]))
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     told = complaint({"model": str(tmp_path)})
@@ -240,6 +240,12 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(folders, tmp_path, mo
     damaged = tiny_models.save("smolvlm", tmp_path / "damaged")
     (damaged / "model.safetensors").unlink()
     assert "is incomplete or damaged" in complaint({"model": str(damaged)})
+
+
+def test_a_model_too_large_for_an_onnx_file_is_refused_before_it_is_trained(folders, monkeypatch):
+    monkeypatch.setattr("efm_learner.backbones.vlm.MOST_GRAPH_BYTES", 1000)
+    with pytest.raises(BadRequest, match="take a smaller one"):
+        build_network(dots.embodiment(), backbone(folders("smolvlm")))
 
 
 def test_an_embodiment_without_camera_is_refused(folders):

@@ -9,12 +9,25 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import torch
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, nearest
+from efm_learner.settings import read_settings
+
+__all__ = [
+    "BACKBONES",
+    "INSTRUCTION",
+    "STATE",
+    "Backbone",
+    "Batch",
+    "image_input",
+    "instruction_size",
+    "make_backbone",
+    "read_settings",
+]
 
 # Name -> "module:class". The modules are imported when they are asked for.
 BACKBONES: Mapping[str, str] = {
@@ -24,7 +37,6 @@ BACKBONES: Mapping[str, str] = {
 }
 
 Batch = Mapping[str, torch.Tensor]
-Settings = TypeVar("Settings")
 
 INSTRUCTION = "instruction"
 STATE = "observation.state"
@@ -79,17 +91,6 @@ def make_backbone(embodiment: Embodiment, settings: Mapping[str, Any]) -> Backbo
     module, _, attribute = BACKBONES[name].partition(":")
     factory = getattr(importlib.import_module(module), attribute)
     return cast(Backbone, factory(embodiment, {k: v for k, v in settings.items() if k != "name"}))
-
-
-def read_settings(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    """Makes a settings dataclass; lists become tuples, an unknown field names the nearest known one."""
-    known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-    for key in values:
-        if key not in known:
-            raise BadRequest(
-                f"{where}: unknown setting {key!r}{nearest(key, known)}; choices: {', '.join(known)}"
-            )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def instruction_size(spec: Mapping[str, Any]) -> int:

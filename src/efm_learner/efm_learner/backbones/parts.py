@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from efm_core.embodiment import State
+from efm_core.errors import BadRequest
 
 
 class StateNormalisation(nn.Module):
@@ -29,7 +30,13 @@ class StateNormalisation(nn.Module):
 
 
 def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Returns linear layers with a ReLU after each."""
+    """Returns linear layers with a ReLU after each.
+
+    Raises:
+        BadRequest: No layer, or one without units.
+    """
+    if not hidden or min(hidden) < 1:
+        raise BadRequest(f"backbone.hidden: expected the units of 1 or more layers, found {list(hidden)}")
     layers: list[nn.Module] = []
     for units in hidden:
         layers += [nn.Linear(inputs, units), nn.ReLU()]
