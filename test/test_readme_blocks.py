@@ -205,7 +205,7 @@ def test_the_world_in_the_document_installs_and_passes_the_contract_of_worlds(tm
 
 
 def test_the_errors_in_the_troubleshooting_page_are_in_the_code():
-    sources = [*(ROOT / "src").glob("*/efm_*/**/*.py"), ROOT / "scripts" / "setup.py"]
+    sources = [*(ROOT / "src").glob("*/efm_*/**/*.py"), *(ROOT / "scripts").glob("setup*.py")]
     code = "\n".join(path.read_text() for path in sources)
     quoted = re.findall(r"^### `(.+?)`", TEXTS["docs/troubleshooting.md"], re.M)
     assert quoted

@@ -1,7 +1,9 @@
 """Set-up refuses in plain words what it cannot work with, does only what changed, and goes on after a cut."""
 
+import errno
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_setup():
+    sys.path.insert(0, str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("efm_setup", ROOT / "scripts" / "setup.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["efm_setup"] = module
@@ -21,6 +24,7 @@ def load_setup():
 
 
 setup = load_setup()
+setup_machine = sys.modules["setup_machine"]
 BARE = setup.Machine(
     python=(3, 11), ros_distro="", sees_rclpy=False, free_gb=50.0, can_apt=False, has_gpu=False
 )
@@ -118,14 +122,16 @@ def test_an_apt_get_that_fails_stops_set_up():
 
 
 def test_a_machine_without_compiler_or_drawing_libraries_is_noticed(monkeypatch):
-    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
-    monkeypatch.setattr(setup.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(setup_machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(setup_machine.ctypes.util, "find_library", lambda name: None)
     missing = setup.missing_debian_packages()
     assert "g++" in missing and set(setup.GRAPHICS) <= set(missing)
 
 
 def test_software_drawing_through_osmesa_is_enough(monkeypatch):
-    monkeypatch.setattr(setup.ctypes.util, "find_library", lambda name: "lib" if name == "OSMesa" else None)
+    monkeypatch.setattr(
+        setup_machine.ctypes.util, "find_library", lambda name: "lib" if name == "OSMesa" else None
+    )
     assert not set(setup.GRAPHICS) & set(setup.missing_debian_packages())
 
 
@@ -227,6 +233,25 @@ def test_a_failure_of_pip_is_told_by_its_cause(checkout, said, words):
     with pytest.raises(setup.SetupError, match=words) as refused:
         setup.Workshop(checkout, BARE).pip("install", "numpy")
     assert said in str(refused.value) and "Next: " in str(refused.value)
+
+
+def test_a_disk_that_is_full_while_messages_are_built_is_told(checkout, monkeypatch):
+    give_python(checkout, "printf '/include\\n/numpy\\n'")
+    workshop = setup.Workshop(checkout, BARE)
+    workshop.log.write_text("\n$ cmake --build\nfatal error: error writing: No space left on device\n")
+    monkeypatch.setattr(workshop, "call", lambda *_: 1)
+    with pytest.raises(setup.SetupError, match="the disk is full"):
+        workshop.build_messages()
+
+
+def test_a_disk_that_does_not_even_take_the_log_is_told(monkeypatch, capsys):
+    def set_up(_root):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(setup, "set_up", set_up)
+    monkeypatch.setattr(sys, "argv", ["setup.py"])
+    assert setup.main() == 1
+    assert "the disk is full" in capsys.readouterr().err
 
 
 def test_pip_is_called_once_more_when_the_network_fails(checkout):
