@@ -276,7 +276,8 @@ class Workshop:
     def install_packages(self) -> None:
         """Install the Python packages of src editable, so that a changed source needs no set-up."""
         editable = [option for package in self.packages for option in ("-e", str(package))]
-        how = "--use-pep517 --no-deps --no-build-isolation --config-settings editable_mode=compat".split()
+        how = ["--use-pep517", "--no-deps", "--no-build-isolation"]
+        how += ["--config-settings", "editable_mode=compat"]
         if editable:
             self.pip("install", *how, *editable)
 
