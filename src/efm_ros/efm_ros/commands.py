@@ -24,6 +24,7 @@ from efm_ros.action_client import ActionClient
 from efm_ros.conversion import ns_to_stamp
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS
+from efm_ros.servo import ServoSwitch
 
 Command = Float64MultiArray | JointTrajectory | TwistStamped
 MESSAGE_TYPES: dict[str, type] = {
@@ -121,6 +122,7 @@ class CommandChannel:
         self._trajectories = (
             _FollowJointTrajectory(node, topic) if action.interface == "follow_joint_trajectory" else None
         )
+        self._servo = ServoSwitch(node, topic) if action.interface == "twist_stamped" else None
         self._publisher = node.create_publisher(message_type(action), topic, COMMANDS)
 
     @property
@@ -136,6 +138,8 @@ class CommandChannel:
             stamp_ns: Stamp of the observation that the command answers [ns].
         """
         command = encode_command(self._embodiment, values, self._stamp(stamp_ns))
+        if self._servo is not None:
+            self._servo.keep()
         self._publisher.publish(command)
         if self._trajectories is not None:
             self._trajectories.send(command)
@@ -177,6 +181,8 @@ class CommandChannel:
         self._node.destroy_publisher(self._publisher)
         if self._trajectories is not None:
             self._trajectories.destroy()
+        if self._servo is not None:
+            self._servo.destroy()
 
     def _stamp(self, stamp_ns: int) -> int:
         if self._lockstep or self._embodiment.action.interface == "float64_multi_array":

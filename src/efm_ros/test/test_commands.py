@@ -9,6 +9,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.action import ActionServer
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
 from efm_core.embodiment import Embodiment
@@ -116,6 +117,55 @@ def channel_twist(world):
     channel.send(np.zeros(2), STAMP_NS)
     world.spinner.until(lambda: heard, "the twist")
     return heard[0]
+
+
+class ServoRequest(SetBool.Request):
+    """The request of moveit_msgs/srv/ServoCommandType, with SetBool on the wire."""
+
+    TWIST = 1
+    __module__ = SetBool.Request.__module__
+
+    def __init__(self, command_type: int) -> None:
+        super().__init__(data=command_type == self.TWIST)
+
+
+ServoRequest.__name__ = SetBool.Request.__name__  # The converter to C looks at it.
+
+
+class ServoCommandType(metaclass=type(SetBool)):
+    """Stands for the service of moveit_msgs, which only a ROS 2 of the distribution has."""
+
+    Request, Response, Event = ServoRequest, SetBool.Response, SetBool.Event
+
+
+def test_servo_is_told_that_twists_come_and_told_again_after_its_restart(world, monkeypatch):
+    fake = types.ModuleType("moveit_msgs.srv")
+    fake.ServoCommandType = ServoCommandType
+    monkeypatch.setitem(sys.modules, "moveit_msgs", types.ModuleType("moveit_msgs"))
+    monkeypatch.setitem(sys.modules, "moveit_msgs.srv", fake)
+    asked = []
+
+    def switch(request, response):
+        asked.append(request.data)
+        response.success = True
+        return response
+
+    channel, heard = world.open(interface="twist_stamped")
+
+    def drive():
+        channel.send(np.zeros(2), STAMP_NS)
+        return len(asked)
+
+    servo = world.listener.create_service(SetBool, "switch_command_type", switch)
+    world.spinner.until(lambda: drive() == 1, "the switch")
+    count = len(heard)
+    world.spinner.until(lambda: drive() and len(heard) > count + 5, "twists")
+    assert asked == [True]
+    world.listener.destroy_service(servo)
+    world.spinner.until(lambda: drive() and not channel._servo._client.service_is_ready(), "the end of Servo")
+    drive()
+    world.listener.create_service(SetBool, "switch_command_type", switch)
+    world.spinner.until(lambda: drive() == 2, "the second switch")
 
 
 def test_a_foreign_command_without_a_stamp_answers_nothing():
