@@ -64,15 +64,25 @@ class LazyImages(Mapping[str, npt.NDArray[np.uint8]]):
         wanted, inverse = np.unique(frames.index[rows], return_inverse=True)
         images = np.empty((len(wanted), height, width, 3), np.uint8)
         for place, number in enumerate(wanted):
-            message = deserialize(frames.messages[number], IMAGE_TYPE)
-            try:
-                images[place] = prepare_image(decode_compressed(message.data), height, width)
-            except ObservationInvalid as error:
-                raise EpisodeInvalid(
-                    f"{self._where}: image {number} of camera '{camera}': {error}"
-                ) from error
+            images[place] = prepare_image(self._picture(camera, int(number)), height, width)
         return (
             images
             if len(wanted) == len(rows) and (inverse == np.arange(len(rows))).all()
             else images[inverse]
         )
+
+    def recorded(self, camera: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yields the images of all rows as they were recorded, uint8 [H, W, 3] at the camera's own size.
+
+        Raises:
+            KeyError: no such camera. EpisodeInvalid: an image cannot be decoded.
+        """
+        for number in self._cameras[camera].index:
+            yield self._picture(camera, int(number))
+
+    def _picture(self, camera: str, number: int) -> npt.NDArray[np.uint8]:
+        message = deserialize(self._cameras[camera].messages[number], IMAGE_TYPE)
+        try:
+            return decode_compressed(message.data)
+        except ObservationInvalid as error:
+            raise EpisodeInvalid(f"{self._where}: image {number} of camera '{camera}': {error}") from error

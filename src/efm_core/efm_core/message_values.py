@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from efm_core.embodiment import Action, State
 from efm_core.errors import ObservationInvalid, nearest
-from efm_core.schemas import SECOND_NS, stamp_to_ns
+from efm_core.schemas import SECOND_NS, make_header, message_class, stamp_to_ns
 
 # A Float64MultiArray has no header: layout.dim[0].label carries the stamp of the observation that it
 # belongs to.
@@ -65,6 +65,24 @@ def state_values(message: Any, state: State) -> npt.NDArray[np.float64]:
             )
         values[index] = numbers[joint]
     return values
+
+
+def state_message(values: npt.NDArray[np.floating], state: State, stamp_ns: int) -> Any:
+    """Returns the message of the state's topic that `state_values` reads `values` [S] from."""
+    kind = message_class(STATE_TYPES[state.interface])
+    if state.interface == "float64_multi_array":
+        size = len(state.entries)
+        dimension = message_class("std_msgs/msg/MultiArrayDimension")
+        layout = message_class("std_msgs/msg/MultiArrayLayout")
+        label = f"{STAMP_LABEL}{stamp_ns}"
+        return kind(layout([dimension(label, size, size)], 0), np.asarray(values, np.float64))
+    joints = list(dict.fromkeys(entry.joint_name for entry in state.entries))
+    numbers: dict[str, npt.NDArray[np.float64]] = {}
+    for entry, value in zip(state.entries, values, strict=True):
+        column = numbers.setdefault(entry.field, np.full(len(joints), np.nan))
+        column[joints.index(entry.joint_name)] = value
+    fields = [numbers.get(field, np.zeros(0)) for field in ("position", "velocity", "effort")]
+    return kind(make_header(stamp_ns), joints, *fields)
 
 
 def command_values(message: Any, action: Action, period: float) -> npt.NDArray[np.float64]:

@@ -1,9 +1,11 @@
-"""`efm episodes`: looks at recorded episodes and checks them.
+"""`efm episodes`: looks at recorded episodes, checks them, and takes them to LeRobot and back.
 
     efm episodes list spool/robot_1
     efm episodes show spool/robot_1/20261122T140102Z-1a2b3c4d
     efm episodes check spool/robot_1
     efm episodes plot spool/robot_1/20261122T140102Z-1a2b3c4d --out episode.png
+    efm episodes export --to lerobot spool/robot_1 --out dataset
+    efm episodes import --from lerobot dataset --out episodes
 
 Needs no ROS: whatever machine holds the files will do.
 """
@@ -22,12 +24,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from efm_core.embodiment import load_embodiment
 from efm_core.episode import check_episode, list_episodes, read_episode, read_summary
 from efm_core.episode_file import is_episode, read_episode_file
 from efm_core.errors import BadRequest, EfmError
 from efm_core.summary import Outcome, Summary
 
 PIPE_WIDTH = 200
+FORMATS = ("lerobot",)
+ANGLES = ("radians", "degrees")
+OUTCOMES = {"success": Outcome.SUCCESS, "failure": Outcome.FAILURE}
 COLOURS = {Outcome.SUCCESS: "green", Outcome.FAILURE: "yellow", Outcome.DISCARDED: "red"}
 
 
@@ -40,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="efm episodes", description="Looks at recorded episodes.")
-    verbs = parser.add_subparsers(required=True, metavar="list|show|check|plot")
+    verbs = parser.add_subparsers(required=True, metavar="list|show|check|plot|export|import")
     verb = verbs.add_parser("list", help="one line for every episode in a folder")
     verb.add_argument("folder", type=Path)
     verb.set_defaults(run=run_list)
@@ -54,6 +60,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     verb.add_argument("episode", type=Path)
     verb.add_argument("--out", type=Path, help="image file (default: <episode>.png here)")
     verb.set_defaults(run=run_plot)
+    verb = verbs.add_parser("export", help="writes episodes in the format of others")
+    verb.add_argument("--to", choices=FORMATS, required=True, help="LeRobot data set v3.0")
+    verb.add_argument("folders", type=Path, nargs="+", help="folders of episodes")
+    verb.add_argument("--out", type=Path, required=True, help="data set to make; must not exist yet")
+    verb.add_argument("--failures", action="store_true", help="take failed attempts too (next.success false)")
+    verb.set_defaults(run=run_export)
+    verb = verbs.add_parser("import", help="makes episodes of what others recorded")
+    verb.add_argument("--from", dest="source_format", choices=FORMATS, required=True)
+    verb.add_argument("source", type=Path, help="data set")
+    verb.add_argument(
+        "--out", type=Path, required=True, help="folder of episodes to make; must not exist yet"
+    )
+    verb.add_argument("--embodiment", help="name or file, where the data set was not exported by EFM")
+    verb.add_argument(
+        "--outcome", choices=OUTCOMES, help="of all episodes, where the data set does not say it"
+    )
+    verb.add_argument("--angles", choices=ANGLES, default="", help="unit, where the data set does not say it")
+    verb.add_argument("--by-order", action="store_true", help="match numbers by their place, not their name")
+    verb.set_defaults(run=run_import)
     return parser.parse_args(argv)
 
 
@@ -156,6 +181,32 @@ def run_plot(options: argparse.Namespace) -> int:
     out = options.out or Path(f"{episode.id}.png")
     plot_episode(episode, out)
     print(f"drawn to {out}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Writes a LeRobot data set."""
+    from efm_episode_node.lerobot.export import LOST, export_lerobot
+
+    folders = [path for folder in options.folders for path in episodes_in(folder)]
+    count, left_out = export_lerobot(folders, options.out, options.failures)
+    print(f"{count} episodes exported to {options.out}")
+    for reason, number in sorted(left_out.items()):
+        print(f"left out: {number} {reason}")
+    for text in LOST:
+        print(f"lost: {text}")
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Makes episodes of a LeRobot data set."""
+    from efm_episode_node.lerobot.importing import ImportOptions, import_lerobot
+
+    embodiment = load_embodiment(options.embodiment) if options.embodiment else None
+    outcome = OUTCOMES.get(options.outcome, Outcome.UNSET)
+    given = ImportOptions(embodiment, outcome, options.angles, options.by_order)
+    count = import_lerobot(options.source, options.out, given, np.random.default_rng())
+    print(f"{count} episodes imported to {options.out}")
     return 0
 
 
