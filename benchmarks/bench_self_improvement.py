@@ -64,6 +64,7 @@ class Experiment:
         training: Settings of `SftConfig`.
         steps: Gradient steps of fine-tuning; with m times the data, the square root of m times as many.
         verifier_steps: The same for the verifier, of which only the steps-to-go are used.
+        holds: Candidates for the observations that the detector needs at or below its threshold.
         practice: Settings of `PracticeSettings`.
         iterations: Of practice.
         evaluate_every: Iterations between two evaluations.
@@ -79,6 +80,7 @@ class Experiment:
     verifier_steps: int
     backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
     multiples: tuple[int, ...] = (2, 4)
+    holds: tuple[int, ...] = (1, 2, 3)
     practice: Mapping[str, Any] = field(default_factory=dict)
     iterations: int = 150
     evaluate_every: int = 10
@@ -102,6 +104,7 @@ TABLE = Experiment(
     training=TRAINING,
     steps=7000,
     verifier_steps=3500,
+    practice={"normalise_advantages": True, "learning_rate": 5e-5, "updates": 32},
 )
 PUSH = Experiment(
     world="metaworld:push-v3",
@@ -111,14 +114,15 @@ PUSH = Experiment(
     training=TRAINING,
     steps=6000,
     verifier_steps=3000,
+    practice=TABLE.practice,
 )
 PUSH_STATE = Experiment(
     world="metaworld:push-v3",
     options={"images": False, "state": "full"},
-    expert={"noise": 0.1, "slip": 0.04, "fail": 0.0},
-    demonstrations=60,
-    training={**TRAINING, "precision": "no"},
-    steps=3000,
+    expert={"wander": 0, "pause": 0.0, "slip": 0.04, "fail": 0.0},
+    demonstrations=100,
+    training={**TRAINING, "precision": "no", "policy_weights": "last"},
+    steps=6000,
     verifier_steps=3000,
     backbone={"name": "state", "shared_trunk": False},
     multiples=(),
@@ -192,7 +196,8 @@ class Study:
         )
         began = time.monotonic()
         trained = train(config, self.embodiment, table, held_out, self.folder / name)
-        report = calibrate(trained.reward, held_out, config.combine, CalibrationSettings())
+        settings = CalibrationSettings(holds=self.experiment.holds)
+        report = calibrate(trained.reward, held_out, config.combine, settings)
         kept = ("threshold", "hold", "recall", "precision", "expected_false_success")
         found = {key: report["detector"][key] for key in kept}
         found["mean_absolute_error"] = report["mean_absolute_error"]
