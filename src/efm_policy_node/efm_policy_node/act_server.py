@@ -53,6 +53,8 @@ class ActServer:
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._endings: dict[int, Future] = {}  # By the identity of the act's goal.
         self._running: ServerGoalHandle | None = None
+        self._goals = f"{node.resolve_service_name(name)}/_action/send_goal"
+        self._was_watched = False  # Whether the running act's client was in the graph at the last look.
         self._server = ActionServer(
             node, Act, name, self._execute, cancel_callback=self._cancel, result_timeout=RESULT_KEPT_S
         )
@@ -81,7 +83,7 @@ class ActServer:
         except Exception as error:  # noqa: BLE001  Whatever it is, the client gets a result with a reason.
             self._endings.pop(id(goal), None)
             return self._refuse(handle, error)
-        self._running = handle
+        self._running, self._was_watched = handle, False
         if handle.is_cancel_requested:  # It came while the act began.
             self._loop.cancel()
         ending: Ending = await self._endings[id(goal)]
@@ -151,6 +153,12 @@ class ActServer:
 
     def _feed_back(self) -> None:
         handle = self._running
-        if handle is not None and handle.is_active:
-            status = self._loop.status()
-            handle.publish_feedback(Act.Feedback(step=status.steps, stamp=ns_to_stamp(status.stamp_ns)))
+        if handle is None or not handle.is_active:
+            return
+        status = self._loop.status()
+        handle.publish_feedback(Act.Feedback(step=status.steps, stamp=ns_to_stamp(status.stamp_ns)))
+        # Whoever died can neither see success nor stop the act, and nobody records it.
+        is_watched = self._node.count_clients(self._goals) > 0
+        if self._was_watched and not is_watched:
+            self._loop.cancel(Reason.CANCELLED, "the client of this act is gone from the graph")
+        self._was_watched = is_watched

@@ -13,6 +13,7 @@ from policy_fakes import bundle_of, embodiment_of
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
+from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import SetBool
@@ -21,8 +22,10 @@ from efm_core.errors import EfmError, Reason
 from efm_core.observation import Observation
 from efm_core.safety import Gate
 from efm_core.summary import Actor
+from efm_msgs.action import Act
 from efm_policy_node.node import PolicyNode
 from efm_policy_node.onnx_policy import Request, load_policy
+from efm_ros.conversion import ns_to_stamp
 from efm_ros.qos import COMMANDS, LATCHED
 
 
@@ -95,6 +98,18 @@ def test_cancelling_ends_in_order_and_holding_still_is_the_last_command(cell):
     result = goal.cancel()
     assert goal.status == GoalStatus.STATUS_CANCELED and result.reason == Reason.CANCELLED
     cell.until(cell.robot.is_held, "the last command")
+
+
+def test_an_act_whose_client_is_gone_ends_and_the_robot_is_held(cell):
+    robot, heard = cell.robot, []
+    cell.until(robot.act.server_is_ready, "the node")
+    start = ns_to_stamp(robot.reset())
+    robot.act.send_goal_async(Act.Goal(episode_id="e", start=start), heard.append)
+    cell.until(lambda: heard, "feedback")
+    robot.act.destroy()
+    cell.until(lambda: "is gone from the graph" in cell.process.log, "the end of the act")
+    cell.until(robot.is_held, "holding still")
+    robot.act = ActionClient(cell.node, Act, "policy/act")
 
 
 def test_a_goal_is_refused_while_another_act_runs_and_that_one_goes_on(cell):
