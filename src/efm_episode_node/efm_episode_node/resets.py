@@ -12,7 +12,7 @@
             return Scene(self._context.now_ns(), 0, instruction)
 
 A way of your own is one file with such a class, registered by name under the entry point group `efm.resets`;
-the parameter `reset` of the episode node, or `reset.method` of the embodiment, names it.
+the parameter `reset` of the episode node names it.
 """
 
 from __future__ import annotations

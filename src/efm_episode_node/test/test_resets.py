@@ -1,7 +1,9 @@
 """Ways to make a scene ready, each against a small robot made for it; and one that a newcomer wrote."""
 
 import dataclasses
+import re
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +176,16 @@ def test_a_newcomers_way_is_found_by_its_entry_point(context, monkeypatch):
     assert make_reset("bell", context()).reset(0, "push").instruction == "push, after the bell"
     with pytest.raises(BadRequest, match="policy, none, bell"):
         make_reset("gong", context())
+
+
+def test_the_way_that_the_guide_shows_works(context):
+    guide = (Path(__file__).parents[3] / "docs/collect.md").read_text()
+    names: dict[str, object] = {}
+    exec(re.search(r"```python\n(.*?)```", guide, re.S)[1], names)
+    asked = []
+    reset = names["TiltReset"](context(wait_for_person=asked.append))
+    assert reset.missing() == "" and reset.reset(3, "push").instruction == "push"
+    assert asked == ["tilt the table, then call episodes/reset_done"]
 
 
 def test_a_way_of_others_that_does_not_load_is_named(context, monkeypatch):
