@@ -125,6 +125,17 @@ def test_the_success_rate_comes_with_its_interval():
     assert view.pace == pytest.approx(610 / 20)
 
 
+def test_a_robot_is_idle_while_it_neither_acts_nor_is_reset():
+    view = RobotView()
+    view.spent_s.update(
+        {EpisodeStatus.PHASE_ACTING: 6, EpisodeStatus.PHASE_RESETTING: 2, EpisodeStatus.PHASE_PAUSED: 2}
+    )
+    assert view.idle_share == pytest.approx(0.2)
+    for _ in range(2):
+        view.take_status(EpisodeStatus(phase=EpisodeStatus.PHASE_SAVING))
+    assert view.spent_s[EpisodeStatus.PHASE_SAVING] > 0, "time counts for the phase that ends"
+
+
 def test_a_line_for_logs_says_what_is_waited_for():
     view = RobotView(status=EpisodeStatus(phase=3, message="put the cube back"), heard_s=time.monotonic())
     assert robot_line("robot_1", view) == "robot_1: WAITS FOR YOU, put the cube back"
