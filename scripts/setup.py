@@ -67,9 +67,10 @@ class Stage:
 class Workshop:
     """The stages, for one checkout and one machine."""
 
-    def __init__(self, root: Path, machine: Machine) -> None:
-        """Set up `root`; nothing is touched yet."""
+    def __init__(self, root: Path, machine: Machine, lock: int | None = None) -> None:
+        """Set up `root`; nothing is touched yet. Commands inherit the descriptor `lock`."""
         self.root = root
+        self.inherited = () if lock is None else (lock,)
         self.machine = machine
         self.venv = root / ".venv"
         self.python = self.venv / "bin" / "python"
@@ -220,7 +221,7 @@ class Workshop:
     def build_messages(self) -> None:
         """Build efm_msgs with plain CMake into `.venv`, after which nothing has to be sourced.
 
-        The C++ half is left out: no node here loads it, and it is most of the work. colcon builds all of it.
+        The C++ half, most of the work, is left out: only tools such as `ros2 bag` load it. colcon builds it.
         """
         self.point_wheels_at_this_python()
         build = self.venv / "efm_msgs_build"
@@ -314,6 +315,7 @@ class Workshop:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=self.inherited,
             )
 
     def tail(self) -> str:
@@ -351,14 +353,15 @@ def content(paths: list[Path]) -> str:
 
 def set_up(root: Path) -> None:
     """Do every stage that is not done; returns at once when there is none."""
-    lock = os.open(root / "scripts", os.O_RDONLY)  # held until this process ends
+    # Held until this process has ended, and a pip or a build that outlives it.
+    lock = os.open(root / "scripts", os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         say("waiting for another set-up of this checkout")
         fcntl.flock(lock, fcntl.LOCK_EX)
     machine = Machine.look()
-    workshop = Workshop(root, machine)
+    workshop = Workshop(root, machine, lock)
     if not workshop.to_do():
         return
     check(machine)

@@ -1,9 +1,11 @@
 """Set-up refuses in plain words what it cannot work with, does only what changed, and goes on after a cut."""
 
 import errno
+import fcntl
 import importlib.util
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +200,22 @@ def test_a_stage_that_was_begun_is_due_even_when_its_change_is_taken_back(checko
     messages = next(stage for stage in workshop.stages() if stage.name == "message types")
     workshop.begin(messages)
     assert names(workshop.to_do()) == ["message types", "the packages of src"]
+
+
+def test_a_command_that_outlives_set_up_keeps_the_next_one_waiting(checkout):
+    """A set-up was killed, its pip went on, and the next set-up began beside it."""
+    lock = os.open(checkout / "scripts", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    give_python(checkout, "sleep 60 & echo $! > sleeper")
+    workshop = setup.Workshop(checkout, BARE, lock)
+    assert workshop.call([str(workshop.python)], dict(os.environ)) == 0
+    os.close(lock)
+    other = os.open(checkout / "scripts", os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(int((checkout / "sleeper").read_text()), signal.SIGKILL)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    os.close(other)
 
 
 def test_what_a_killed_pip_left_half_done_is_removed(checkout):
