@@ -11,6 +11,7 @@ from efm_core.errors import Reason
 from efm_msgs.msg import ModelStatus
 from efm_reward_node.reward_model import RewardModel
 from efm_ros.lifecycle import WARN
+from efm_ros.transfer_server import BundleServer
 
 DONE = TransitionCallbackReturn.SUCCESS
 
@@ -181,6 +182,19 @@ def test_of_many_announcements_at_once_only_the_newest_is_loaded(start, learner,
     loaded = {status.bundle_id for status in arm.statuses if status.state == ModelStatus.STATE_LOADING}
     assert made[-1].id in loaded
     assert len(loaded & {bundle.id for bundle in made}) <= 2  # The burst may come in two pieces.
+
+
+def test_a_fetch_that_is_given_up_for_a_newer_bundle_is_no_refusal(start, learner, tmp_path):
+    _, (arm,) = start(follow_models=True)
+    first, second = (write_reward_bundle(tmp_path / "learner", offset=offset) for offset in (1.0, 2.0))
+    assert learner._node.destroy_service(learner.service)
+    learner.announce(first)
+    arm.until_state(first, ModelStatus.STATE_FETCHING)
+    learner.announce(second)
+    arm.until_state(second, ModelStatus.STATE_FETCHING)
+    BundleServer(learner._node, tmp_path / "learner")
+    arm.until_state(second, ModelStatus.STATE_ACTIVE)
+    assert ModelStatus.STATE_REFUSED not in arm.states(first)
 
 
 def test_a_gpu_that_did_not_come_up_is_told_in_the_diagnostics(start, monkeypatch):

@@ -21,7 +21,15 @@ from typing import Generic, Protocol, TypeVar
 
 from rclpy.subscription import Subscription
 
-from efm_core.errors import BundleInvalid, BundleTampered, EfmError, EmbodimentMismatch, Reason, reason_of
+from efm_core.errors import (
+    BundleInvalid,
+    BundleTampered,
+    EfmError,
+    EmbodimentMismatch,
+    Reason,
+    WaitTimeout,
+    reason_of,
+)
 from efm_msgs.msg import ModelInfo, ModelStatus
 from efm_ros.lifecycle import OK, WARN, EfmLifecycleNode
 from efm_ros.names import in_robot, robot_label
@@ -257,7 +265,9 @@ class ModelSupply(Generic[AnyModel]):
                     wish if isinstance(wish, Path) else self._fetch(wish), isinstance(wish, ModelInfo)
                 )
             except EfmError as error:
-                self._refuse(name, error, str(error))
+                # A fetch that was given up for a newer bundle, or at the node's end, tells nothing of it.
+                if not (isinstance(error, WaitTimeout) and self._is_outdated()):
+                    self._refuse(name, error, str(error))
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a new model, the old one runs on
                 self._node.get_logger().error(traceback.format_exc())
                 self._refuse(name, error, f"{type(error).__name__}: {error}")
