@@ -88,13 +88,14 @@ def run_list(options: argparse.Namespace) -> int:
     for column in ("episode", "robot", "by", "outcome", "end", "steps", "instruction"):
         table.add_column(column, justify="right" if column == "steps" else "left", no_wrap=True)
     outcomes: Counter[str] = Counter()
-    steps = 0
+    steps, errors = 0, []
     paths = episodes_in(options.folder)
     for path in paths:
         try:
             summary = read_summary(path)
         except EfmError as error:
-            table.add_row(path.name, "", "", "[red]unreadable[/red]", "", "", str(error))
+            table.add_row(path.name, "", "", "[red]unreadable[/red]")
+            errors.append(str(error))
             outcomes["unreadable"] += 1
             continue
         outcomes[summary.outcome.name.lower()] += 1
@@ -114,6 +115,8 @@ def run_list(options: argparse.Namespace) -> int:
     console.print(table)
     counted = ", ".join(f"{number} {name}" for name, number in sorted(outcomes.items()))
     console.print(f"{len(paths)} episodes, {steps} steps: {counted or 'nothing'}")
+    for text in errors:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
     return 1 if outcomes["unreadable"] else 0
 
 
@@ -211,16 +214,25 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def episodes_in(folder: Path) -> list[Path]:
-    """Returns the episodes of a folder.
+    """Returns the episodes of a folder, also those that lack a file; reading them says which.
 
     Raises:
         BadRequest: There is no such folder, or no episode in it.
     """
-    found = list_episodes(folder)
+    found = sorted({*list_episodes(folder), *_incomplete(folder)}, key=lambda path: path.name)
     if not found:
         what = "no episode in it" if folder.is_dir() else "no such folder"
         raise BadRequest(f"{folder}: expected a folder of episodes, found {what}")
     return found
+
+
+def _incomplete(folder: Path) -> list[Path]:
+    """Returns the folders with a part of an episode, in a spool or in those of a fleet."""
+    parts = [*folder.glob("*/*.mcap"), *folder.glob("*/*/*.mcap")]
+    parts += [*folder.glob("*/metadata.yaml"), *folder.glob("*/*/metadata.yaml")]
+    places = {part.parent for part in parts}
+    hidden = {path for path in places if any(name.startswith(".") for name in path.relative_to(folder).parts)}
+    return sorted(path for path in places - hidden if not is_episode(path))
 
 
 if __name__ == "__main__":
