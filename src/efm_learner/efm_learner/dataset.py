@@ -120,6 +120,11 @@ def load_episodes(
         EpisodeInvalid: No usable episode.
         EmbodimentMismatch: An episode was recorded with another embodiment.
     """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise EpisodeInvalid(
+            f"{folder}: expected a folder of recorded episodes, found {found}; record some with efm collect"
+        )
     skipped: Counter[str] = Counter()
     wanted = list(more)
     frame_cache = FrameCache((cache or folder / ".cache") / embodiment.digest, embodiment)
@@ -148,7 +153,10 @@ def load_episodes(
         found = (
             "; ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "no episode at all"
         )
-        raise EpisodeInvalid(f"{folder}: expected collected episodes with an outcome, found {found}")
+        raise EpisodeInvalid(
+            f"{folder}: expected collected episodes that were marked as success or failure, found {found}; "
+            "record some with efm collect, or see efm episodes list"
+        )
     return sorted(episodes, key=lambda episode: episode.id), frames, skipped
 
 

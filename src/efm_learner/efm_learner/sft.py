@@ -62,6 +62,8 @@ def main(config: SftConfig) -> SftResult | None:
     )
     _log.info("%s", tables.description())
     trained = train(config, embodiment, tables.training, tables.held_out, Path(config.out))
+    if trained.samples_per_second:
+        _log.info("%.0f rows of batches per second", trained.samples_per_second)
     if int(os.environ.get("RANK", "0")) > 0:
         return None
     return export(config, embodiment, trained, tables.training, tables.held_out, Path(config.out))
@@ -87,7 +89,7 @@ def export(
     best = trained.state.best
     common: dict[str, Any] = {
         "parity_batch": parity_frames(trained.policy, table if held_out is None else held_out),
-        "training": {"stage": "sft", "samples_per_second": trained.samples_per_second, **config.lasting()},
+        "training": {"stage": "sft", **config.lasting()},
         "data_ids": sorted(table.episode_ids),
     }
     policy = export_bundle(

@@ -87,7 +87,11 @@ def train(
         BadRequest: The data lack what the settings ask for, or `out` holds another training.
     """
     torch.set_num_threads(config.threads)
-    accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    # Of a pretrained model some weights are of no use here, such as layers behind the one that is read.
+    unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=config.backbone["name"] == "vlm")
+    accelerator = accelerate.Accelerator(
+        cpu=config.device == "cpu", mixed_precision=config.precision, kwargs_handlers=[unused]
+    )
     torch.manual_seed(config.seed)
     instructions = [*table.instructions, *(held_out.instructions if held_out else [])]
     network = build_network(embodiment, with_word_table(config.backbone, instructions), config.heads)

@@ -133,6 +133,12 @@ def test_an_empty_folder_is_named(tmp_path):
         load(tmp_path, None)
 
 
+def test_a_folder_that_is_not_there_is_named_and_not_made(tmp_path):
+    with pytest.raises(EpisodeInvalid, match=r"missing: expected a folder .* found nothing"):
+        load(tmp_path / "missing", None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_split_is_by_episode_and_does_not_move_with_new_ones():
     training, held_out = split_episodes(dots.episodes(40, 20), 0.2, seed=0)
     assert (sum(e.success for e in held_out), sum(not e.success for e in held_out)) == (8, 4)

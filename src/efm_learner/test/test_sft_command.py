@@ -127,6 +127,13 @@ def test_an_episode_with_a_state_that_is_not_finite_is_left_out_and_told(spoilt,
     assert "expected finite states, found [nan] in row 2" in caplog.text
 
 
+def test_a_finished_training_that_is_run_again_gives_the_very_same_bundles(spoilt, capsys, tmp_path):
+    spoilt(capsys, dots.episodes(4))
+    before = (tmp_path / "run" / "result.json").read_text()
+    assert spoilt(capsys, [])[0] == 0
+    assert (tmp_path / "run" / "result.json").read_text() == before
+
+
 def test_data_that_cannot_teach_are_told(spoilt, capsys):
     failures = [dots.episode(number, success=False) for number in range(5)]
     code, told = spoilt(capsys, failures)

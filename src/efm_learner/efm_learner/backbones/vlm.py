@@ -123,7 +123,8 @@ class VlmBackbone(nn.Module):
         tokens = torch.cat([before, words.to(before.dtype)], dim=1)
 
         # The encoding fills up with -1, which is no token.
-        real = torch.cat([torch.ones_like(before[:, :, 0]), (instruction >= 0).to(before.dtype)], dim=1)
+        told = instruction >= 0
+        real = torch.cat([torch.ones_like(before[:, :, 0]), told.to(before.dtype)], dim=1)
         allowed = self._allowed(image_sizes, tokens.shape[1]).to(tokens) * real.unsqueeze(1)
         hidden = self.language(
             inputs_embeds=tokens,
@@ -131,7 +132,7 @@ class VlmBackbone(nn.Module):
             position_ids=self.eyes.positions(len(frames), tokens.shape[1] - sum(image_sizes)),
             use_cache=False,
         ).last_hidden_state
-        last = (real.sum(dim=1) - 1).long()
+        last = before.shape[1] - 1 + told.sum(dim=1)
         return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, self.feature_size)).squeeze(1)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
