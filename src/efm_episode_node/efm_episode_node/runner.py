@@ -280,9 +280,11 @@ class EpisodeRunner:
 
     def _save(self, index: int, summary: Summary) -> None:
         """Lets the episode be written to its end, while the next one begins."""
-        self._settle()
-        if summary.outcome is Outcome.DISCARDED:
+        is_kept = summary.outcome is not Outcome.DISCARDED
+        if not is_kept:
             self._recording.abort()
+        self._settle()
+        if not is_kept:
             self._finished(summary)
             return
         self._set(phase=Phase.SAVING, message="")

@@ -390,6 +390,18 @@ def test_a_finished_episode_is_handed_over_before_a_person_is_waited_for(make):
     assert result().episodes == 2
 
 
+def test_a_run_that_is_stopped_while_an_episode_is_being_written_keeps_it(make):
+    robot = make(script=[done(3), says()], disk=[])
+    result = in_background(robot, episodes=0)
+    until(lambda: len(robot.acts) == 2, "the second act")
+    robot.runner.controls.cancelled = True
+    robot.runner.events.put(Wake())
+    until(lambda: robot.aborted, "the end of the cut episode")
+    robot.disk.pop(0).set_result(Path("e1"))
+    ended = result()
+    assert (ended.reason, ended.episodes, len(robot.kept)) == (Reason.CANCELLED, 1, 1)
+
+
 def test_an_episode_that_was_lost_on_the_disk_is_repeated_with_its_seed(make):
     robot = make(default=done(3), finish_error=[EpisodeInvalid("lost")])
     result = run(robot, episodes=3, seed=5)
