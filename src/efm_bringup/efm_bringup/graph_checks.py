@@ -168,8 +168,11 @@ def check_diagnostics(snapshot: Snapshot) -> Iterator[Finding]:
 def check_learner(snapshot: Snapshot) -> Iterator[Finding]:
     """Is the learner there that robots hand their episodes to?"""
     there = {name for name, values in snapshot.nodes.items() if "run" in values}
-    for wanted in sorted({str(values.get("learner", "")) for values in snapshot.nodes.values()} - {""}):
-        givers = sorted(name for name, values in snapshot.nodes.items() if values.get("learner") == wanted)
+    given = {
+        name: str(values.get("learner", "")) for name, values in snapshot.nodes.items() if "spool" in values
+    }
+    for wanted in sorted(set(given.values()) - {""}):
+        givers = sorted(name for name, learner in given.items() if learner == wanted)
         if not any(name.rpartition("/")[0] == wanted.rstrip("/") for name in there):
             yield Finding(
                 Level.WRONG,

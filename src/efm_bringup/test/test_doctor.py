@@ -31,7 +31,7 @@ def healthy() -> Snapshot:
     robot = Robot("robot_1", load_embodiment("table"))
     good = {"count": 30, "rate_hz": 10.0, "stamps": True, "oldest_s": 0.05, "newest_s": 0.01}
     own = {"embodiment": "table", "use_sim_time": False}
-    nodes = {"/policy": {**own, "robots": ["robot_1"]}, "/robot_1/episodes": own}
+    nodes = {"/policy": {**own, "robots": ["robot_1"], "learner": "/learner"}, "/robot_1/episodes": own}
     return Snapshot(
         seconds=3.0,
         robots=[robot],
@@ -247,7 +247,7 @@ FAULTS = [
         "key e of efm watch",
     ),
     (
-        parameters("/robot_1/episodes", learner="/learner"),
+        parameters("/robot_1/episodes", learner="/learner", spool="/data"),
         W,
         "/learner",
         "/robot_1/episodes hand episodes over to a learner that is not there",
