@@ -157,3 +157,10 @@ def record(directory: Path, episode_id: str = "ep", steps: int = 10, **changes: 
             writer.write(*LABEL, stamp(step), steps_to_go(stamp(step), 100.0 - step))
     write_observation(writer, steps)
     return writer.close(summary(episode_id, steps, **changes))
+
+
+def write_steps(writer: EpisodeWriter, numbers: Any = range(4), **changes: Any) -> None:
+    """Writes control steps of these numbers."""
+    for step in numbers:
+        stamp_ns = stamp(step)
+        writer.write(*STEP, stamp_ns, policy_step(stamp_ns, int(step), **changes))
