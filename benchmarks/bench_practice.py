@@ -45,7 +45,7 @@ LEARNING = {"guard": False, "max_staleness": 2}
 
 
 def in_one_process(
-    world: str, policy: Bundle, reward: Bundle, robots: int, seconds: float
+    world: str, policy: Bundle, reward: Bundle, robots: int, updates: int, seconds: float
 ) -> dict[str, float]:
     """Collects and learns in turns; gives steps per second over whole iterations."""
     worlds = [make_world(world) for _ in range(robots)]
@@ -53,7 +53,7 @@ def in_one_process(
         load_network(reward), float(reward.manifest.success_threshold), reward.manifest.success_hold
     )
     player = Player(worlds, policy.embodiment, judge)
-    trainer = PracticeTrainer(load_network(policy), PracticeSettings())
+    trainer = PracticeTrainer(load_network(policy), PracticeSettings(updates=updates))
     rng, seeds = np.random.default_rng(0), itertools.count(1)
     steps, spent, updating, cpu = 0, 0.0, 0.0, 0.0
     for iteration in itertools.count():
@@ -96,7 +96,7 @@ def _collected(
 
 
 def through_ros(
-    world: str, policy: Bundle, reward: Bundle, robots: int, seconds: float, folder: Path
+    world: str, policy: Bundle, reward: Bundle, robots: int, updates: int, seconds: float, folder: Path
 ) -> dict[str, Any]:
     """The stack of `efm practice`, measured once what piled up before the learner was there is used up."""
     arguments = {
@@ -107,7 +107,7 @@ def through_ros(
         "run": str(folder / "run"),
         "spool": str(folder / "spool"),
         "bundles": str(folder / "fetched"),
-        "learning": json.dumps(LEARNING),
+        "learning": json.dumps({**LEARNING, "updates": updates}),
     }
     nodes = nodes_of("practice", arguments)
     names = [f"robot_{index}" for index in range(1, robots + 1)]
@@ -169,6 +169,7 @@ def main() -> None:
         "--backbone", default="", help="default: small where the world has cameras, else state"
     )
     parser.add_argument("--robots", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=16, help="of 64 decisions, for each iteration")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each measurement through ROS")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_practice.json"))
@@ -185,7 +186,7 @@ def main() -> None:
             folder = Path(name)
             policy = write_random_bundle(embodiment, folder, "policy", 1, backbone)
             reward = write_random_bundle(embodiment, folder, "reward", 2, backbone, success_threshold=0.0)
-            shared = (given.world, policy, reward, given.robots)
+            shared = (given.world, policy, reward, given.robots, given.updates)
             yardstick = [in_one_process(*shared, given.seconds / 4)]
             ros = through_ros(*shared, given.seconds, folder)
             yardstick.append(in_one_process(*shared, given.seconds / 4))
@@ -197,6 +198,7 @@ def main() -> None:
         "world": given.world,
         "backbone": backbone,
         "robots": given.robots,
+        "updates": given.updates,
         "seconds": given.seconds,
         "cores": os.cpu_count(),
         "median_ratio": statistics.median(one["ratio"] for one in rounds),
