@@ -49,6 +49,12 @@ class LearnerParameters(NodeParameters):
         _PRACTICE.epochs, description="Times that each decision is used; above 1 with a clipped ratio.", low=1
     )
     clip: float = param(_PRACTICE.clip, description="Clip range of that ratio.", low=0.0, high=1.0)
+    step_kl: float = param(
+        _PRACTICE.step_kl,
+        description="KL from an iteration's first policy that ends its updates; 0: no limit.",
+        unit="nats",
+        low=0.0,
+    )
     kl_anchor: float = param(
         _PRACTICE.kl_anchor, description="Weight of the KL divergence from the Stage-1 policy.", low=0.0
     )

@@ -8,7 +8,7 @@ truth has no way in. The paper's recipe is the default; what goes beyond it is a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,9 @@ class PracticeSettings:
         normalise_advantages: Shift and scale the returns of an iteration to mean 0 and deviation 1.
         epochs: Times that each decision is used. Above 1 the ratio to the acting policy is clipped (`clip`).
         clip: Clip range of that ratio.
+        step_kl: Mean KL from the policy at an iteration's beginning, per decision [nats], beyond which the
+            rest of its updates is left out; 0: no limit. A learning rate that suits one network ruins
+            another within one iteration.
         kl_anchor: Weight of KL(policy || Stage-1 policy), in nats.
         entropy_bonus: Weight of the policy's entropy, in nats.
         max_staleness: Versions that an episode's policy may lie behind the newest one.
@@ -65,6 +68,7 @@ class PracticeSettings:
     normalise_advantages: bool = False
     epochs: int = 1
     clip: float = 0.2
+    step_kl: float = 0.2
     kl_anchor: float = 0.0
     entropy_bonus: float = 0.0
     max_staleness: int = 1
@@ -81,6 +85,7 @@ class PracticeSettings:
             "gradient_norm": self.gradient_norm >= 0.0,
             "epochs": self.epochs >= 1,
             "clip": 0.0 < self.clip < 1.0,
+            "step_kl": self.step_kl >= 0.0,
             "kl_anchor": self.kl_anchor >= 0.0,
             "entropy_bonus": self.entropy_bonus >= 0.0,
             "max_staleness": self.max_staleness >= 0,
@@ -235,17 +240,16 @@ class PracticeTrainer:
         weights = torch.as_tensor(settings.c * returns, dtype=torch.float32)
         if settings.normalise_advantages:
             weights = (weights - weights.mean()) / (weights.std(unbiased=False) + 1e-8)
+        with torch.no_grad():
+            begun = self._log_probs(self.network, self.sample)
         updates: list[tuple[float, float, float]] = []
-        for _ in range(settings.epochs):
-            order = rng.permutation(len(tokens))[: settings.decisions]
-            for start in range(0, len(order) - settings.batch + 1, settings.batch):
-                if cancelled():
-                    raise Cancelled(
-                        f"iteration {self.iteration + 1} was given up after {len(updates)} updates"
-                    )
-                rows = torch.as_tensor(order[start : start + settings.batch])
-                chosen = {name: array[rows] for name, array in inputs.items()}
-                updates.append(self._update(chosen, tokens[rows], old_log_probs[rows], weights[rows]))
+        for rows in self._minibatches(len(tokens), rng):
+            if cancelled():
+                raise Cancelled(f"iteration {self.iteration + 1} was given up after {len(updates)} updates")
+            chosen = {name: array[rows] for name, array in inputs.items()}
+            updates.append(self._update(chosen, tokens[rows], old_log_probs[rows], weights[rows]))
+            if settings.step_kl and self._moved(begun) > settings.step_kl:
+                break
         self.iteration += 1
         verdicts = [rollout.verified for rollout in rollouts]
         known = all(verdict is not None for verdict in verdicts)
@@ -254,7 +258,7 @@ class PracticeTrainer:
             iteration=self.iteration,
             updates=self.updates,
             episodes=len(rollouts),
-            decisions=min(len(tokens), settings.decisions),
+            decisions=min(len(tokens), len(updates) * settings.batch, settings.decisions),
             mean_return=float(returns.mean()),
             mean_steps=float(np.mean([len(rollout) for rollout in rollouts])),
             detected=float(np.mean([rollout.detected for rollout in rollouts])),
@@ -265,6 +269,19 @@ class PracticeTrainer:
             kl=self.kl_from_anchor(self.sample),
             log_prob_gap=gaps[0],
         )
+
+    def _minibatches(self, count: int, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+        """Gives the rows of each update: every decision once in each of the epochs."""
+        settings = self.settings
+        for _ in range(settings.epochs):
+            order = rng.permutation(count)[: settings.decisions]
+            for start in range(0, len(order) - settings.batch + 1, settings.batch):
+                yield torch.as_tensor(order[start : start + settings.batch])
+
+    def _moved(self, begun: torch.Tensor) -> float:
+        """Mean KL(policy || policy when `begun` was made of the sample) per decision, in nats."""
+        with torch.no_grad():
+            return float(_kl(self._log_probs(self.network, self.sample), begun).mean())
 
     def kl_from_anchor(self, inputs: Mapping[str, torch.Tensor]) -> float:
         """Mean KL(policy || Stage-1 policy) per decision, in nats."""

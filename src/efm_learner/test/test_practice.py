@@ -27,7 +27,7 @@ def network(seed=0):
 
 def settings(**changes):
     known = {"updates": 1, "batch": 8, "learning_rate": 1e-2, "weight_decay": 0.0, "gradient_norm": 0.0}
-    return PracticeSettings(**{**known, **changes})
+    return PracticeSettings(**{"step_kl": 0.0, **known, **changes})
 
 
 def log_probs(net, states, tokens):
@@ -126,6 +126,16 @@ def test_a_run_without_any_decision_of_the_policy_is_refused():
         replace(rollout(net, falling(4)), steps_to_go=np.full(5, np.nan, np.float32))
     with pytest.raises(BadRequest, match="at least one batch of 8 decisions, got 4"):
         PracticeTrainer(net, settings()).iterate([rollout(net, falling(4))])
+
+
+@pytest.mark.parametrize(("step_kl", "whole"), [(0.0, True), (1e3, True), (1e-3, False)])
+def test_an_iteration_ends_early_once_the_policy_has_moved_far_from_where_it_began(step_kl, whole):
+    net = network()
+    trainer = PracticeTrainer(net, settings(updates=8, batch=8, step_kl=step_kl))
+    report = trainer.iterate([rollout(net, falling(64))])
+    assert (report.updates == 8) == whole
+    assert report.updates >= 1
+    assert report.decisions == 8 * report.updates
 
 
 def test_each_decision_is_used_at_most_once_and_what_is_over_is_left_out():
