@@ -79,5 +79,9 @@ def test_a_wrong_backbone_or_setting_names_the_nearest():
         build_network(dots.embodiment(), {"name": "smal"})
     with pytest.raises(BadRequest, match="did you mean 'slots'"):
         build_network(dots.embodiment(), {"name": "small", "slot": 3})
+    with pytest.raises(BadRequest, match="of 1 or more, found 4 and"):
+        build_network(dots.embodiment(), {"name": "small", "channels": []})
+    with pytest.raises(BadRequest, match="images of 99 pixels or more"):
+        build_network(dots.embodiment(), {"name": "small", "patch": 99})
     with pytest.raises(BadRequest, match="no camera"):
         build_network(dots.embodiment(cameras=[]), {"name": "small"})

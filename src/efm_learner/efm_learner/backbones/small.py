@@ -51,6 +51,13 @@ class SmallSettings:
     hidden: tuple[int, ...] = (256, 256)
     instruction: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.patch < 1 or not self.channels or min(self.channels) < 1:
+            raise BadRequest(
+                f"backbone 'small': expected `patch` and `channels` of 1 or more, found {self.patch} and "
+                f"{list(self.channels)}"
+            )
+
 
 class Stem(nn.Module):
     """Frames of one camera -> visual tokens: a linear map of every patch, then small convolutions.
