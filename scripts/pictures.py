@@ -120,7 +120,8 @@ def watched(monitor: FleetMonitor) -> str:
         console = Console(width=COLUMNS, record=True, file=nowhere, force_terminal=True)
         console.print(picture(monitor, [], HELP, []))
     svg = console.export_svg(title="efm watch")
-    return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.S)
+    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.S)
+    return "".join(f"{line.rstrip()}\n" for line in svg.splitlines())
 
 
 def save(path: Path, image: Picture) -> None:
