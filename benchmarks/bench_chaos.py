@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from efm_bringup.demo import isolate
 from efm_bringup.monitor import FleetMonitor
 from efm_bringup.processes import ProcessGroup, wait_for
 from efm_bringup.stacks import nodes_of
@@ -34,7 +35,6 @@ from efm_learner.random_bundle import write_random_bundle
 from efm_msgs.msg import EpisodeSummary
 from efm_ros.qos import EVENTS
 
-ROOT = Path(__file__).resolve().parents[1]
 ROBOTS = ("robot_1", "robot_2")
 START_S = 180.0
 RECOVERY_S = 240.0
@@ -134,8 +134,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_chaos.json"))
     given = parser.parse_args()
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(ROOT / "config" / "fastdds_localhost.xml"))
+    isolate()
     with tempfile.TemporaryDirectory() as folder:
         counts = run(Path(folder), given.minutes * 60.0, given.pause, random.Random(given.seed))
     report = {"minutes": given.minutes, "pause_s": given.pause, "seed": given.seed, **counts}

@@ -29,6 +29,7 @@ from efm_core.statistics import wilson_interval
 from efm_core.steps_to_go import StepsToGoBins, combine
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
+from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork
 from efm_learner.practice import PracticeSettings, PracticeTrainer, Rollout
 from efm_learner.samples import EpisodeArrays, Labelling, make_table
@@ -239,9 +240,7 @@ def main() -> None:
 
     def keep(key: str, value: dict[str, Any]) -> None:
         results[key] = value
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(results, indent=1) + "\n")
-        partial.rename(options.out)
+        replace_file(options.out, (json.dumps(results, indent=1) + "\n").encode())
         shown = {name: v for name, v in value.items() if name != "curve"}
         print(key, json.dumps(shown), flush=True)
 

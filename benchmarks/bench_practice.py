@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from in_process import Judge, Played, Player
 
+from efm_bringup.demo import isolate
 from efm_bringup.monitor import FleetMonitor
 from efm_bringup.processes import ProcessGroup, wait_for
 from efm_bringup.stacks import NodeSpec, nodes_of
@@ -39,7 +39,6 @@ from efm_learner.practice import PracticeSettings, PracticeTrainer
 from efm_learner.random_bundle import write_random_bundle
 from efm_sim.world import make_world
 
-ROOT = Path(__file__).resolve().parents[1]
 START_S = 120.0
 LEARNING = {"guard": False, "max_staleness": 2}
 
@@ -175,8 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_practice.json"))
     given = parser.parse_args()
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(ROOT / "config" / "fastdds_localhost.xml"))
+    isolate()
     torch.set_num_threads(1)
     embodiment = load_embodiment(given.world.partition(":")[0])
     backbone = given.backbone or ("small" if embodiment.cameras else "state")

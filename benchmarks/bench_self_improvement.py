@@ -28,14 +28,15 @@ from typing import Any
 os.environ.setdefault("LP_NUM_THREADS", "1")  # Read by the software renderer when it starts.
 
 import numpy as np
-import torch
 from in_process import Judge, Played, Player, counts, demonstrations, fitted, upto
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
+from efm_learner.checkpoint import load_optimizer, save_optimizer
 from efm_learner.guard import Guard, GuardSettings
+from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork
 from efm_learner.practice import PracticeSettings, PracticeTrainer
 from efm_learner.samples import EpisodeArrays, Labelling, StepTable, make_table
@@ -332,11 +333,10 @@ class Practice:
 
     def _save(self) -> None:
         version = self.state["iteration"]
-        partial = self.folder / "policy.partial"
-        save_file(self.policy.state_dict(), partial)
-        partial.rename(self.folder / f"policy-{version}.safetensors")
-        torch.save(self.trainer.optimizer.state_dict(), self.folder / "optimizer.partial")
-        (self.folder / "optimizer.partial").rename(self.folder / f"optimizer-{version}.pt")
+        replace_file(self.folder / f"policy-{version}.safetensors", save(self.policy.state_dict()))
+        optimizer = self.folder / f"optimizer-{version}.safetensors"
+        optimizer.unlink(missing_ok=True)  # Of a version that was begun but never named in the state.
+        save_optimizer(self.trainer.optimizer, optimizer)
         content = {**self.state, "guard": self.guard.state(), "updates": self.trainer.updates}
         write(self.folder / "state.json", content)
 
@@ -351,16 +351,13 @@ class Practice:
         version = content["iteration"]
         self.trainer.iteration = version
         self.policy.load_state_dict(load_file(self.folder / f"policy-{version}.safetensors"))
-        saved = torch.load(self.folder / f"optimizer-{version}.pt", weights_only=True)
-        self.trainer.optimizer.load_state_dict(saved)
+        load_optimizer(self.trainer.optimizer, self.folder / f"optimizer-{version}.safetensors")
 
 
 def write(path: Path, content: Any) -> None:
-    """Writes JSON under a temporary name and renames it."""
+    """Writes JSON as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, default=asdict) + "\n")
-    partial.rename(path)
+    replace_file(path, (json.dumps(content, indent=1, default=asdict) + "\n").encode())
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.statistics import wilson_interval
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
+from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork
 from efm_learner.practice import PracticeSettings, PracticeTrainer
 from efm_learner.samples import EpisodeArrays, Labelling, make_table
@@ -219,9 +220,7 @@ def main() -> None:
         for name in missing:
             policy.load_state_dict(start)
             results[f"{seed}/{name}"] = measure(name, embodiment, policy, seed, options)
-            partial = options.out.with_suffix(".partial")
-            partial.write_text(json.dumps(results, indent=1) + "\n")
-            partial.rename(options.out)
+            replace_file(options.out, (json.dumps(results, indent=1) + "\n").encode())
             print(seed, name, json.dumps(results[f"{seed}/{name}"]), flush=True)
     print(table(results))
 
