@@ -26,6 +26,7 @@ from efm_core.embodiment import load_embodiment
 from efm_core.errors import BadRequest, EfmError, Reason, reason_of
 from efm_core.summary import Mode, Summary
 from efm_episode_node.hand_over import HandOver
+from efm_episode_node.learner_watch import LearnerWatch
 from efm_episode_node.listener import RobotListener, decode_image
 from efm_episode_node.parameters import MODES, EpisodeParameters
 from efm_episode_node.recorder import EpisodeRecorder
@@ -35,12 +36,14 @@ from efm_episode_node.runs import NotActive, Run, RunThread
 from efm_episode_node.station import RobotStation
 from efm_episode_node.status import StatusBoard
 from efm_msgs.action import RunEpisodes
-from efm_msgs.msg import LearnerStatus
+from efm_msgs.msg import LearnerStatus, ModelStatus
 from efm_ros.lifecycle import ERROR, OK, WARN, EfmLifecycleNode
 from efm_ros.names import robot_label
 from efm_ros.qos import LATCHED
 
 STATUS_PERIOD_S = 1.0
+# States of a bundle in which a policy node need not be waited for any more.
+TAKEN = (ModelStatus.STATE_READY, ModelStatus.STATE_ACTIVE, ModelStatus.STATE_REFUSED)
 NEARLY_FULL = 0.1  # Share of the quota; with less room the spool is told of.
 
 
@@ -72,6 +75,7 @@ class EpisodeNode(EfmLifecycleNode):
         )
         keep.callback(self._shelf.close)
         self._learner_topic = f"{settings.learner.rstrip('/')}/learner_status"
+        self._learner = LearnerWatch(settings.learner, settings.learner_timeout_s, self.get_logger().warning)
         self._board = StatusBoard(self, robot, self._shelf)
         keep.callback(self._board.close)
         recorder = EpisodeRecorder(
@@ -98,7 +102,7 @@ class EpisodeNode(EfmLifecycleNode):
             settings.is_dry_run(self._embodiment),
         )
         self._listener.start()
-        self._runs = RunThread(self._runner, self._station.prepare, self.fail)
+        self._runs = RunThread(self._runner, self._prepare, self.fail)
         keep.callback(self._runs.close)
         self._offer(keep)
 
@@ -139,9 +143,13 @@ class EpisodeNode(EfmLifecycleNode):
             successes=progress.successes,
         )
         refused = self._shelf.refused()
-        to = f"to {self.parameters.learner}" if self.parameters.learner else "nobody: episodes are kept"
+        to, level = f"to {self.parameters.learner}", OK
+        if not self.parameters.learner:
+            to = "nobody: episodes are kept"
+        elif not self._learner.is_there and progress.mode is Mode.PRACTICE:
+            to, level = f"no learner {self.parameters.learner} is there: episodes wait in the spool", WARN
         words = self._shelf.last_word or next(iter(refused.values()), "") or to
-        self.diagnose("hand-over", ERROR if refused else OK, words, refused=len(refused))
+        self.diagnose("hand-over", ERROR if refused else level, words, refused=len(refused))
         self._diagnose_spool()
 
     def _diagnose_spool(self) -> None:
@@ -176,6 +184,8 @@ class EpisodeNode(EfmLifecycleNode):
         if self.parameters.learner:
             status = self.create_subscription(LearnerStatus, self._learner_topic, self._on_learner, LATCHED)
             keep.callback(self.destroy_subscription, status)
+            model = self.create_subscription(ModelStatus, "model_status", self._on_model, LATCHED)
+            keep.callback(self.destroy_subscription, model)
         # Steady: simulated time stands still while a robot rests.
         timer = self.create_timer(
             STATUS_PERIOD_S, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -263,6 +273,12 @@ class EpisodeNode(EfmLifecycleNode):
             raise NotActive("the episode node is not configured")
         return self._runs.begin(request, finished or self._board.publish)
 
+    def _prepare(self, request: RunRequest) -> None:
+        """Gets ready for a run, in the run's thread."""
+        self._learner.begin(request.mode)
+        self._look_at_learner()
+        self._station.prepare(request)
+
     def _default_request(self) -> RunRequest:
         """Makes the request that Trigger services and autorun mean."""
         settings = self.parameters
@@ -313,18 +329,26 @@ class EpisodeNode(EfmLifecycleNode):
         self._post(Wake())
 
     def _on_learner(self, message: LearnerStatus) -> None:
-        why = message.message or message.guard or "its buffer is full"
-        self._runner.controls.learner_pauses = (
-            "" if message.accepting else f"the learner takes no episodes now: {why}"
-        )
+        why_not = message.message or message.guard or "its buffer is full"
+        self._learner.heard(message.accepting, why_not, message.bundle_id)
+        self._look_at_learner()
+
+    def _on_model(self, message: ModelStatus) -> None:
+        if message.state in TAKEN:
+            self._learner.taken(message.node, message.bundle_id)
+            self._look_at_learner()
+
+    def _look_at_learner(self) -> None:
+        self._runner.controls.learner_pauses = self._learner.why()
         self._post(Wake())
 
     def _every_second(self) -> None:
         """Publishes the status; forgets a learner that died; begins again where autorun says so."""
         assert self._runs is not None
         self._board.look(self._runner.progress)
-        if self._runner.controls.learner_pauses and not self.count_publishers(self._learner_topic):
-            self._runner.controls.learner_pauses = ""  # Robots go on without it, and keep their episodes.
+        if not self.count_publishers(self._learner_topic):
+            self._learner.lost()  # Robots go on without it, and keep their episodes.
+        self._look_at_learner()
         failed = self._runs.last is not None and self._runs.last.reason not in (Reason.OK, Reason.CANCELLED)
         if self.parameters.autorun and self.is_active and self._runs.is_idle and failed:
             self.get_logger().warning("the run ended with an error and is begun again")

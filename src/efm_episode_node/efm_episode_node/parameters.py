@@ -26,6 +26,12 @@ class EpisodeParameters(NodeParameters):
     learner: str = param(
         "/learner", description="Namespace of the learner that gets the episodes. Empty: none does."
     )
+    learner_timeout_s: float = param(
+        60.0,
+        low=0.0,
+        unit="s",
+        description="Longest wait for the learner, and for its policy, before a first episode of practice.",
+    )
     mode: str = param(
         "collect",
         choices=tuple(MODES),

@@ -212,6 +212,18 @@ def test_the_learner_pauses_practice_and_a_dead_learner_does_not(stack):
     assert run.result().result.episodes == 1
 
 
+def test_practice_waits_for_its_learner_but_not_for_ever(stack):
+    stack.start_sim()
+    stack.start_models()
+    stack.start_episodes(learner="/learner", learner_timeout_s=4.0)
+    run = stack.begin(Mode.PRACTICE, episodes=1)
+    stack.until_said("waits at most 4 s for the learner /learner")
+    assert stack.statuses[-1].phase == EpisodeStatus.PHASE_PAUSED and stack.episodes() == []
+    stack.until(run.done, "the end of the run", 60)
+    assert run.result().result.episodes == 1 and len(stack.episodes()) == 1
+    assert "practises all the same, with the policy that is there" in stack.log("episodes")
+
+
 def test_people_can_do_everything_with_triggers(stack):
     stack.start_sim()
     stack.start_models(slow_s=0.2)
