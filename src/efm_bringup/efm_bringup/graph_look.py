@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ ANYTHING = QoSProfile(
     durability=DurabilityPolicy.VOLATILE,
 )
 MINE = "efm_doctor"
+# Of the newest messages of a topic; they are read when the look is over, since reading would delay others.
+KEPT_BYTES = 32 << 20
 VARIABLES = ("ROS_DOMAIN_ID", "FASTRTPS_DEFAULT_PROFILES_FILE", "RMW_IMPLEMENTATION", "ROS_DISTRO")
 
 
@@ -209,14 +211,14 @@ class GraphLook:
 
 
 class _Listener:
-    """Counts what comes on one topic; reads the newest message only at the end."""
+    """Counts what comes on one topic; reads the messages only at the end."""
 
     def __init__(self, kind: type, want: Camera | State | None, now_ns: Any) -> None:
         self._kind, self._want, self._now_ns = kind, want, now_ns
         self._samples = Samples()
         self._ages: list[float] = []
         self._first_s = self._last_s = 0.0
-        self._newest: bytes | None = None
+        self._kept: deque[bytes] = deque()
 
     def take(self, data: bytes) -> None:
         """Takes one serialised message."""
@@ -224,7 +226,9 @@ class _Listener:
         self._first_s = self._first_s or now_s
         self._last_s = now_s
         self._samples.count += 1
-        self._newest = data
+        self._kept.append(data)
+        while len(self._kept) > 1 and len(self._kept) * len(data) > KEPT_BYTES:
+            self._kept.popleft()
         if self._kind is Clock or now_ns is None:
             return
         # The header is all that is needed, and it comes first in every type that has one.
@@ -242,12 +246,18 @@ class _Listener:
             samples.rate_hz = (samples.count - 1) / (self._last_s - self._first_s)
         if self._ages:
             samples.oldest_s, samples.newest_s = max(self._ages), min(self._ages)
-        if self._newest is not None and self._want is not None:
-            self._read(deserialize_message(self._newest, self._kind))
+        for data in reversed(self._kept if self._want is not None else ()):
+            samples.read += 1
+            if problem := self._read(deserialize_message(data, self._kind), samples.problem == ""):
+                samples.faulty += 1
+                samples.problem = samples.problem or problem
         return samples
 
-    def _read(self, message: Any) -> None:
+    def _read(self, message: Any, describe: bool) -> str:
+        """Returns why a message cannot be used; empty: it can."""
         samples = self._samples
+        if isinstance(message, JointState) and describe:
+            samples.joints = tuple(message.name)
         try:
             if isinstance(message, (Image, CompressedImage)):
                 is_raw = isinstance(message, Image)
@@ -255,11 +265,11 @@ class _Listener:
                 samples.height, samples.width = picture.shape[:2]
                 samples.encoding = message.encoding if is_raw else ""
             else:
-                samples.joints = tuple(message.name) if isinstance(message, JointState) else ()
                 assert isinstance(self._want, State)
                 state_from_message(message, self._want)
         except EfmError as error:
-            samples.problem = str(error)
+            return str(error)
+        return ""
 
 
 def _endpoints(infos: Sequence[Any]) -> list[Endpoint]:

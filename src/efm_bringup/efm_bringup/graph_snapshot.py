@@ -36,8 +36,10 @@ class Samples:
         width: Of images [px]; 0: no image.
         height: Likewise.
         encoding: Likewise; empty: none, or compressed.
-        joints: Names in a JointState.
-        problem: Why the last message could not be used; empty: it could, or nobody tried.
+        joints: Names in a JointState: in the newest that cannot be used, else in the oldest that was read.
+        read: Messages that were read to the end.
+        faulty: Those of them that cannot be used.
+        problem: Why the newest of these cannot be used; empty: all can, or none was read.
     """
 
     count: int = 0
@@ -50,6 +52,8 @@ class Samples:
     height: int = 0
     encoding: str = ""
     joints: tuple[str, ...] = ()
+    read: int = 0
+    faulty: int = 0
     problem: str = ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from efm_bringup.findings import Finding, Level
-from efm_bringup.graph_snapshot import Robot, Snapshot, Topic, node_names
+from efm_bringup.graph_snapshot import Robot, Samples, Snapshot, Topic, node_names
 from efm_core.embodiment import Camera
 from efm_core.errors import nearest
 from efm_ros.commands import message_type
@@ -134,7 +134,12 @@ def _picture(snapshot: Snapshot, robot: Robot, camera: Camera) -> Iterator[Findi
     if samples is None or not samples.count:
         return
     if samples.problem:
-        yield Finding(Level.WRONG, full, samples.problem, "let the driver send rgb8 or bgr8")
+        yield Finding(
+            Level.WRONG,
+            full,
+            f"{_share(samples)}{samples.problem}",
+            "let the driver send whole pictures of rgb8 or bgr8",
+        )
     elif samples.width:
         size, wanted = f"{samples.width} x {samples.height}", f"{camera.width} x {camera.height}"
         if samples.width < camera.width or samples.height < camera.height:
@@ -167,11 +172,16 @@ def _joints(snapshot: Snapshot, robot: Robot) -> Iterator[Finding]:
         yield Finding(
             Level.WRONG,
             full,
-            f"no joint '{name}'{near}",
+            f"{_share(samples)}no joint '{name}'{near}",
             f"correct `joint` of that entry in the embodiment '{robot.embodiment.name}', or the driver",
         )
     if not missing and samples.problem:
-        yield Finding(Level.WRONG, full, samples.problem, "see the driver's log")
+        yield Finding(Level.WRONG, full, f"{_share(samples)}{samples.problem}", "see the driver's log")
+
+
+def _share(samples: Samples) -> str:
+    """Says how many messages have the fault, where not all do."""
+    return f"in {samples.faulty} of {samples.read} messages: " if samples.faulty < samples.read else ""
 
 
 def check_commands(snapshot: Snapshot) -> Iterator[Finding]:
@@ -191,6 +201,8 @@ def check_commands(snapshot: Snapshot) -> Iterator[Finding]:
                 f"{len(rivals)} nodes command the robot: {', '.join(rivals)}",
                 "stop all but one; they would fight over it",
             )
+        elif topic.publishers:
+            yield Finding(Level.OK, full, f"can be commanded by {node_names(topic.publishers)}")
         if action.interface != "follow_joint_trajectory" and not _is_taken(snapshot, topic):
             yield Finding(
                 Level.WRONG,

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -197,6 +199,20 @@ FAULTS = [
     (samples(CAMERA, zero_stamps=30), W, CAMERA, "messages without a stamp", "stamp them"),
     (samples(CAMERA, problem="unknown encoding bayer"), W, CAMERA, "unknown encoding bayer", "rgb8"),
     (
+        samples(CAMERA, problem="step 3", read=30, faulty=4),
+        W,
+        CAMERA,
+        "in 4 of 30 messages: step 3",
+        "whole pictures",
+    ),
+    (
+        samples(STATE, joints=("effector_y",), problem="no effector_x", read=30, faulty=1),
+        W,
+        STATE,
+        "in 1 of 30 messages: no joint 'effector_x'",
+        "correct `joint`",
+    ),
+    (
         samples(CAMERA, width=64, height=64),
         O,
         CAMERA,
@@ -291,13 +307,14 @@ def test_the_worst_comes_first():
 
 
 @contextlib.contextmanager
-def alive(robot: FakeRobot, spinner, clock_ns=time.time_ns):
+def alive(robot: FakeRobot, spinner, clock_ns=time.time_ns, places=()):
     """A robot that streams and answers while a block runs in this thread."""
     ending = threading.Event()
+    places = itertools.chain(places, itertools.repeat(0.1))
 
     def stream():
         while not ending.is_set():
-            robot.observe(clock_ns(), 0.1, 0.2)
+            robot.observe(clock_ns(), next(places), 0.2)
             spinner.executor.spin_once(timeout_sec=0.05)
 
     thread = threading.Thread(target=stream, daemon=True)
@@ -336,6 +353,19 @@ def test_messages_without_a_stamp_are_seen(robot, spinner):
         snapshot = look.take(1.0)
     assert snapshot.topics[STATE].samples.zero_stamps > 0
     assert any("messages without a stamp" in finding.text for finding in examine(snapshot))
+
+
+def test_a_fault_in_a_few_messages_is_found_whichever_comes_last(robot, spinner):
+    places = itertools.cycle([0.1, math.nan, 0.1])
+    with (
+        alive(robot, spinner, places=places),
+        GraphLook(load_embodiment("table"), ["robot_1"]) as look,
+    ):
+        snapshot = look.take(1.5)
+    (told,) = (finding.text for finding in examine(snapshot) if finding.about == STATE)
+    assert " messages: " in told and "NaN or infinity in ['effector_x']" in told
+    found = snapshot.topics[STATE].samples
+    assert 0 < found.faulty < found.read == found.count
 
 
 def test_the_command_tells_people_and_programs(robot, spinner):
