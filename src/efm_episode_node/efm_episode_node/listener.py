@@ -68,6 +68,7 @@ class RobotListener:
         self._fault = fault
         self._period_ns = 1e9 / embodiment.control_rate_hz
         self._intake = Intake(node)
+        self._intake.take_clock()
         self._inputs: list[str] = []
         self._truth: Stream | None = None
         self._subscriptions: dict[str, Subscription] = {}

@@ -38,6 +38,8 @@ PNG_LARGEST_PX = (
     128 * 128
 )  # Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
 LAST_STATE_S = 1.0
+# Messages are gathered for so long: to be woken for each of them costs more than to write it.
+GATHER_S = 0.02
 RECENT = 8
 LARGEST_LOSS = 0.1  # Share of steps whose observation may be missing; readers refuse more.
 
@@ -343,14 +345,16 @@ class EpisodeRecorder:
         while (item := self._queue.get()) is not None:
             if not isinstance(item, _Item):
                 item()
-                continue
-            with self._changed:
-                self._queued_bytes -= len(item.data)
-            try:
-                self._write(item)
-            except Exception as error:  # noqa: BLE001 the thread outlives whatever one episode meets
+            else:
                 with self._changed:
-                    self._fail(item.episode, str(error) or type(error).__name__)
+                    self._queued_bytes -= len(item.data)
+                try:
+                    self._write(item)
+                except Exception as error:  # noqa: BLE001 the thread outlives whatever one episode meets
+                    with self._changed:
+                        self._fail(item.episode, str(error) or type(error).__name__)
+            if self._queue.empty():
+                time.sleep(GATHER_S)
 
     def _write(self, item: _Item) -> None:
         if not item.stream.camera:

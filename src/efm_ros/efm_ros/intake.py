@@ -20,6 +20,8 @@ from rclpy.subscription import Subscription
 
 from efm_ros.qos import OVERRIDES
 
+CLOCK = "/clock"
+
 
 class _NotForTheExecutor(CallbackGroup):
     """Keeps the executor's hands off its entities."""
@@ -81,6 +83,17 @@ class Intake:
         self.wake()
         return subscription
 
+    def take_clock(self) -> None:
+        """Takes the node's /clock too, where it goes by one: hundreds of its messages come every second.
+
+        The clock then stands still while callbacks run; it goes back to the executor at `close`.
+        """
+        with self._lock:
+            for subscription in self._node.subscriptions:
+                if subscription.topic_name == CLOCK and subscription not in self._subscriptions:
+                    _give_to(self._group, subscription)
+                    self._subscriptions.append(subscription)
+
     def unsubscribe(self, subscription: Subscription) -> None:
         """Removes a topic; its callback may still be running when this returns."""
         with self._lock:
@@ -101,14 +114,13 @@ class Intake:
         Returns:
             True if there was any message. False after a timeout, `wake`, or the end of the context.
         """
-        with self._lock:
-            subscriptions = list(self._subscriptions)
         context = self._node.context
-        handles = [subscription.handle for subscription in subscriptions]
         in_use: list[Any] = []
         try:
             # A handle that is entered is not destroyed under the wait.
-            for handle in (*handles, self._guard.handle, context.handle):
+            subscriptions = self._enter(in_use)
+            handles = list(in_use)
+            for handle in (self._guard.handle, context.handle):
                 handle.__enter__()
                 in_use.append(handle)
             if self._size != len(subscriptions):
@@ -138,8 +150,23 @@ class Intake:
     def close(self) -> None:
         """Removes every topic; call it when no thread takes any more."""
         for subscription in list(self._subscriptions):
-            self.unsubscribe(subscription)
+            if subscription.topic_name == CLOCK:
+                self._subscriptions.remove(subscription)
+                _give_to(self._node.default_callback_group, subscription)
+            else:
+                self.unsubscribe(subscription)
         self._node.destroy_guard_condition(self._guard)
+
+    def _enter(self, in_use: list[Any]) -> list[Subscription]:
+        """Returns the topics, with their handles in `in_use`; forgets those that were destroyed meanwhile."""
+        with self._lock:
+            for subscription in list(self._subscriptions):
+                try:
+                    subscription.handle.__enter__()
+                    in_use.append(subscription.handle)
+                except _rclpy.InvalidHandle:
+                    self._subscriptions.remove(subscription)  # The clock's, when use_sim_time was unset.
+            return list(self._subscriptions)
 
 
 def _drain(subscription: Subscription, handle: Any) -> bool:
@@ -152,6 +179,13 @@ def _drain(subscription: Subscription, handle: Any) -> bool:
             return taken > 0
         subscription.callback(message[0])
     return True
+
+
+def _give_to(group: CallbackGroup, subscription: Subscription) -> None:
+    """Lets another group take a topic; its events too, since every message wakes who waits for those."""
+    subscription.callback_group = group
+    for handler in subscription.event_handlers:
+        handler.callback_group = group
 
 
 def _nothing() -> None:

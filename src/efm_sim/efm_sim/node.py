@@ -34,7 +34,7 @@ from efm_sim.world_loop import Act as RunningAct
 from efm_sim.world_loop import ActResult, LoopSettings, WorldLoop
 
 # Clients ask for a result when its goal begins; at every change of a goal, all that are kept are told [s].
-RESULT_KEPT_S = 10
+RESULT_KEPT_S = 5
 
 
 @dataclasses.dataclass(frozen=True)
