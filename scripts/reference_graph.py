@@ -47,6 +47,7 @@ MEANINGS = {
     "<robot>/<camera info>": "Size of the images, beside each camera.",
     "<robot>/<state>": "Joint states or an array, as the embodiment says.",
     "<robot>/<command>": "Commands to the controller, after the safety gate, in the embodiment's type.",
+    "<robot>/recorded": "Newest observation of the running episode that is recorded; a lockstep world waits.",
     "<robot>/estop": "True: stop. The last one published counts.",
     "<robot>/estop_set": "The same as a service.",
     "<robot>/takeover": "True: a person has control.",

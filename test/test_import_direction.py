@@ -29,7 +29,7 @@ MAY_IMPORT = {
 ONLY_THESE_KNOW_ROS = {
     "efm_core": [],
     "efm_learner": ["learner_main", "learner_node", "learner_parameters"],
-    "efm_sim": ["main", "node", "robot_topics", "world_loop"],
+    "efm_sim": ["main", "node", "robot_topics", "slot", "world_loop"],
 }
 # Packages of ROS code, and what in them is a plain object all the same and has to stay one.
 FREE_OF_ROS = {

@@ -2,8 +2,8 @@
 runner.
 
 All topics are taken by one thread of its own (`efm_ros.intake`), serialised; only policy steps and judgements
-are opened. The simulator's truth is subscribed to while an evaluation runs and at no other time, so that no
-other episode can hold it.
+are opened. It tells now and then what the recorder holds, for worlds that can wait for it. The simulator's
+truth is subscribed to while an evaluation runs and at no other time, so that no other episode can hold it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, Header
 
 from efm_core.embodiment import Embodiment
 from efm_core.message_values import state_values
@@ -30,11 +30,14 @@ from efm_episode_node.recorder import EpisodeRecorder, Stream
 from efm_episode_node.run_types import Event, Judged, Stepped, TruthSeen
 from efm_msgs.msg import GroundTruth, PolicyStep, StepsToGo
 from efm_ros.commands import message_type
-from efm_ros.conversion import image_to_rgb, stamp_to_ns
+from efm_ros.conversion import image_to_rgb, ns_to_stamp, stamp_to_ns
 from efm_ros.intake import Intake
 from efm_ros.qos import COMMANDS, EVENTS, IMAGES, deep
 
 WAIT_S = 0.2
+# What is held is told after so many control steps, or so many bytes.
+TOLD_STEPS = 10
+TOLD_BYTES = 1 << 20
 IMAGES_KEPT = 400  # Large messages: a second of the fastest lockstep.
 IMAGE = "sensor_msgs/msg/Image"
 _HEADER_STAMP = struct.Struct("<iI")
@@ -95,6 +98,8 @@ class RobotListener:
         self._hear(PolicyStep, "policy_step", self._on_step, deep(EVENTS))
         self._judgement = Stream("steps_to_go", _type_name(StepsToGo))
         self._hear(StepsToGo, "steps_to_go", self._on_judgement, deep(EVENTS))
+        self._held = node.create_publisher(Header, "recorded", COMMANDS)
+        self._told_ns = self._untold_bytes = 0
         self._ending = False
         self._thread = threading.Thread(target=self._main, name="listener", daemon=True)
 
@@ -144,13 +149,26 @@ class RobotListener:
         if self._thread.is_alive():
             self._thread.join(5.0)
         self._intake.close()
+        self._node.destroy_publisher(self._held)
 
     def _main(self) -> None:
         try:
             while not self._ending:
                 self._intake.take(WAIT_S)
+                self._tell_held()
         except Exception as error:  # noqa: BLE001 handed to the node, which ends with it
             self._fault(error)
+
+    def _tell_held(self) -> None:
+        held_ns = self._recorder.held_ns()
+        begins_or_ends = not held_ns or not self._told_ns
+        if begins_or_ends or self._untold_bytes > TOLD_BYTES:
+            is_due = held_ns != self._told_ns
+        else:
+            is_due = held_ns - self._told_ns >= TOLD_STEPS * self._period_ns
+        if is_due:
+            self._told_ns, self._untold_bytes = held_ns, 0
+            self._held.publish(Header(stamp=ns_to_stamp(held_ns)))
 
     def _hear(self, kind: type, topic: str, callback: Callable[[bytes], None], qos: QoSProfile) -> None:
         self._subscriptions[topic] = self._intake.subscribe(kind, topic, callback, qos, raw=True)
@@ -163,6 +181,7 @@ class RobotListener:
 
         def take(data: bytes) -> None:
             stamp_ns = self._labelled_ns(data) if labelled else header_stamp_ns(data)
+            self._untold_bytes += len(data)
             self._recorder.put(stream, stamp_ns, data)
 
         def take_state(data: bytes) -> None:

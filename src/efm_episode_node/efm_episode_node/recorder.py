@@ -159,7 +159,7 @@ class EpisodeRecorder:
         self._queue: queue.SimpleQueue[_Item | Callable[[], None] | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._running: _Running | None = None
-        self._start_ns = 0
+        self._start_ns = self._held_ns = 0
         self._newest: dict[Stream, int] = {}
         self._arrived: dict[Stream, float] = {}
         self._began = 0.0
@@ -205,6 +205,9 @@ class EpisodeRecorder:
         if stream.is_input:
             if stamp_ns <= newest:
                 return
+            if gap := self._gap(stream, stamp_ns):
+                self._fail(episode, gap)
+                return
             self._newest[stream] = stamp_ns
             self._arrived[stream] = time.monotonic()
             self._seen[stream].add(stamp_ns)
@@ -226,11 +229,17 @@ class EpisodeRecorder:
         robot's clock runs ahead while messages wait for us.
         """
         for stream in self._recent:
-            age_ns = stamp_ns - self._newest.get(stream, self._start_ns)
             late = time.monotonic() - self._arrived.get(stream, self._began) > SILENCE_S
-            if late and age_ns > (stream.max_age_s + SILENCE_S) * SECOND_NS:
-                return f"expected messages on '{stream.topic}', found none for {age_ns / SECOND_NS:.1f} s"
+            if late and (gap := self._gap(stream, stamp_ns)):
+                return gap
         return ""
+
+    def _gap(self, stream: Stream, stamp_ns: int) -> str:
+        """Says how long an input was silent before this moment of the robot's clock, if it was too long."""
+        age_ns = stamp_ns - self._newest.get(stream, self._start_ns)
+        if age_ns <= (stream.max_age_s + SILENCE_S) * SECOND_NS:
+            return ""
+        return f"expected messages on '{stream.topic}', found none for {age_ns / SECOND_NS:.1f} s"
 
     def _fail(self, episode: _Running, message: str) -> None:
         """Gives an episode up; the lock is held."""
@@ -238,6 +247,18 @@ class EpisodeRecorder:
             episode.failed = message
             if episode is self._running:
                 self._fault(message)
+
+    def held_ns(self) -> int:
+        """Returns up to which stamp observations are held, for a world that can wait; 0: nothing is recorded.
+
+        It stands still while much waits to be written.
+        """
+        with self._changed:
+            if self._running is None or self._running.failed:
+                return 0
+            if self._queued_bytes <= self._settings.queue_bytes // 2:
+                self._held_ns = max(self._held_ns, self._newest_ns())
+            return self._held_ns
 
     # From the runner ----------------------------------------------------------------------------------------
 
@@ -252,7 +273,7 @@ class EpisodeRecorder:
         writer = EpisodeWriter(self._folder_of(mode), episode_id, self._embodiment)
         with self._changed:
             self._running = episode = _Running(writer)
-            self._start_ns = start_ns
+            self._start_ns = self._held_ns = start_ns
             self._newest.clear()
             self._arrived.clear()
             self._began = time.monotonic()

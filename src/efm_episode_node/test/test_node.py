@@ -6,13 +6,15 @@ import signal
 
 import numpy as np
 import pytest
+from sensor_msgs.msg import JointState
 
 from efm_core.episode import check_episode, read_episode, read_summary
 from efm_core.episode_file import read_episode_file
 from efm_core.errors import Reason
 from efm_core.summary import EndReason, Mode, Outcome
 from efm_msgs.msg import EpisodeStatus, LearnerStatus
-from efm_ros.qos import LATCHED
+from efm_ros.conversion import stamp_to_ns
+from efm_ros.qos import IMAGES, LATCHED
 
 
 def test_demonstrations_of_an_expert_are_recorded_whole(stack):
@@ -33,6 +35,30 @@ def test_demonstrations_of_an_expert_are_recorded_whole(stack):
         assert episode.summary.end_reason is EndReason.ACTOR_DONE
     stack.until(lambda: len(stack.summaries) == 5, "five summaries")
     assert stack.feedback[-1].feedback.episodes == 5
+
+
+def test_a_world_in_lockstep_waits_for_a_recorder_that_has_fallen_behind(stack):
+    steps = 1500
+    stack.start_sim()
+    stack.start_models()
+    stack.start_episodes(stall_timeout_s=30.0)
+    seen = []
+    topic = "/robot_1/joint_states"
+    stack.node.create_subscription(JointState, topic, lambda state: seen.append(state.header.stamp), IMAGES)
+    run = stack.begin(Mode.COLLECT, episodes=1, actor="policy", max_steps=steps)
+    stack.until_acting(100)
+    stack.processes["episodes"].send_signal(signal.SIGSTOP)
+    seen.clear()
+    # An observation that is shown again: the policy has answered it, and the world waits.
+    stack.until(lambda: len(seen) > 4 and len(set(map(stamp_to_ns, seen[-3:]))) == 1, "a world that waits")
+    newest_ns = stamp_to_ns(seen[-1])
+    stack.processes["episodes"].send_signal(signal.SIGCONT)
+    stack.until(run.done, "the end of the run", 60)
+    assert run.result().result.reason == Reason.OK, run.result().result.message
+    (folder,) = stack.episodes()
+    episode = read_episode(folder)
+    assert len(episode) == steps + 1 and check_episode(folder) == []
+    assert newest_ns < episode.stamps[-1], "nobody waited"
 
 
 def test_the_same_seeds_give_the_same_demonstrations(stack):

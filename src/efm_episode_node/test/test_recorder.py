@@ -253,6 +253,17 @@ def test_a_camera_that_stops_is_told_while_the_episode_runs(bench, monkeypatch):
     assert "expected messages on 'camera/top/image_raw/compressed'" in one.faults[0]
 
 
+def test_a_gap_in_which_nothing_at_all_was_heard_is_told(bench):
+    # A node that was stopped for a while once saved 487 of 1,501 observations as if they were all.
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(steps=3)
+    one.episode(steps=3, start_ns=START_NS + 100 * PERIOD_NS)
+    assert len(one.faults) == 1 and "found none for 9.7 s" in one.faults[0]
+    with pytest.raises(EpisodeInvalid, match="found none for"):
+        one.recorder.finish(one.summary(steps=103)).result()
+
+
 def test_messages_that_only_wait_for_us_are_no_silence(bench):
     one = bench()
     one.recorder.begin("e1", START_NS, Mode.COLLECT)
@@ -350,6 +361,21 @@ def test_a_queue_that_only_grows_is_told_before_the_memory_is_gone(bench):
     one.episode(steps=9)
     assert "cannot keep up" in one.faults[0]
     going.set()
+
+
+def test_what_is_held_stands_still_while_much_waits_to_be_written(bench):
+    going = threading.Event()
+    one = bench(decode=lambda data: (going.wait(30), decode(data))[1], queue_bytes=200_000)
+    assert one.recorder.held_ns() == 0, "nothing is recorded"
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    assert one.recorder.held_ns() == START_NS
+    one.episode(steps=2)
+    assert one.recorder.held_ns() == START_NS + 2 * PERIOD_NS
+    one.episode(steps=2, start_ns=START_NS + 3 * PERIOD_NS)
+    assert one.recorder.held_ns() == START_NS + 2 * PERIOD_NS and one.faults == []
+    going.set()
+    one.recorder.finish(one.summary()).result()
+    assert one.recorder.held_ns() == 0
 
 
 def test_the_newest_observation_is_the_one_that_every_camera_has_reached(bench):

@@ -29,9 +29,10 @@ from efm_ros.names import in_robot
 from efm_ros.parameters import param
 from efm_sim.expert import STYLES, ExpertStyle
 from efm_sim.lockstep import SimulatedClock, SimulatedRobot, default_clock_file, wall_ns
+from efm_sim.slot import Act as RunningAct
+from efm_sim.slot import ActResult
 from efm_sim.world import make_world
-from efm_sim.world_loop import Act as RunningAct
-from efm_sim.world_loop import ActResult, LoopSettings, WorldLoop
+from efm_sim.world_loop import LoopSettings, WorldLoop
 
 # Clients ask for a result when its goal begins; at every change of a goal, all that are kept are told [s].
 RESULT_KEPT_S = 5

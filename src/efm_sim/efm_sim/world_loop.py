@@ -1,8 +1,9 @@
 """The one thread in which the worlds of a process live: it takes commands, steps, lets experts act, and
 publishes.
 
-In lockstep a world steps as soon as the command that answers its last observation has come; an observation
-that nobody answers is shown again after a while. In real time all worlds step together, by the steady clock.
+In lockstep a world steps as soon as the command that answers its last observation has come, and who records
+it has not fallen far behind; an observation that nobody answers is shown again after a while. In real time
+all worlds step together, by the steady clock.
 Resets and experts are asked for from other threads and come back as futures.
 Left out: services, actions and parameters, which `node` has.
 """
@@ -19,28 +20,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
 from rclpy.node import Node
-from rclpy.publisher import Publisher
 from rclpy.serialization import deserialize_message
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, EfmError, WaitTimeout
 from efm_msgs.msg import EpisodeSummary, PolicyStep
-from efm_ros.commands import CommandChannel, decode_command, message_type
-from efm_ros.conversion import ns_to_stamp
+from efm_ros.commands import decode_command, message_type
+from efm_ros.conversion import ns_to_stamp, stamp_to_ns
 from efm_ros.intake import Intake
 from efm_ros.names import in_robot
-from efm_ros.qos import COMMANDS, EVENTS
-from efm_sim.lockstep import ExpertAct, ExpertStep, SimulatedClock, SimulatedRobot, Snapshot
-from efm_sim.robot_topics import RobotTopics
+from efm_ros.qos import COMMANDS
+from efm_sim.lockstep import ExpertStep, SimulatedClock, SimulatedRobot, Snapshot
+from efm_sim.slot import Act, ActResult, Slot
 from efm_sim.world import ExpertStyle
 
 Result = TypeVar("Result")
 # Wall time between two messages on /clock in lockstep: nodes in lockstep go by stamps, and a clock that ticks
 # with every step would cost every node of the graph more than the step itself.
 CLOCK_PERIOD_S = 0.01
+# Topic on which who records a robot tells the newest observation that it holds.
+RECORDED = "recorded"
 # Messages on /clock within one control period in real time.
 CLOCK_TICKS = 10
 IDLE_WAIT_S = 0.1
@@ -58,72 +60,6 @@ class LoopSettings:
     style: ExpertStyle
 
 
-@dataclass
-class ActResult:
-    """How an expert's act ended."""
-
-    steps: int
-    seed: int
-    outcome: int
-    cancelled: bool = False
-    message: str = ""
-
-
-class Act:
-    """An expert's act as the node sees it: `result` comes when it has ended; `cancel` asks for that."""
-
-    def __init__(self, episode_id: str, expert: ExpertAct, feedback: Callable[[int, int], None]) -> None:
-        self.episode_id = episode_id
-        self.expert = expert
-        self.feedback = feedback  # (steps, newest stamp [ns]), about once a second
-        self.result: Future[ActResult] = Future()
-        self.cancelled: str | None = None
-        self.fed_back_at = time.monotonic()
-
-    def cancel(self, why: str) -> None:
-        """Ends the act before its next step."""
-        self.cancelled = why
-
-
-class _Slot:
-    """One robot of the process and what it is doing."""
-
-    def __init__(
-        self, node: Node, embodiment: Embodiment, name: str, robot: SimulatedRobot, lockstep: bool
-    ) -> None:
-        self.name = name
-        self.robot = robot
-        self.topics = RobotTopics(node, embodiment, name)
-        self.steps_publisher: Publisher = node.create_publisher(
-            PolicyStep, in_robot(name, "policy_step"), EVENTS
-        )
-        self._channel: CommandChannel | None = None
-        self._open_channel = lambda: CommandChannel(node, embodiment, name, lockstep)
-        self.act: Act | None = None
-        self.shown_at = 0.0
-        self.command: np.ndarray | None = None
-        self.command_at = 0.0
-        self.expert_answered_ns = 0
-
-    @property
-    def channel(self) -> CommandChannel:
-        """Commands of the expert; not opened before, since a second commander would puzzle who looks for
-        one.
-        """
-        if self._channel is None:
-            self._channel = self._open_channel()
-        return self._channel
-
-    def show(self, snapshot: Snapshot) -> None:
-        self.topics.publish(snapshot)
-        self.shown_at = time.monotonic()
-
-    def close(self) -> None:
-        self.topics.close()
-        if self._channel is not None:
-            self._channel.destroy()
-
-
 class WorldLoop:
     """Runs the worlds of a process from `open` to `close`; they stand still until `run(True)`."""
 
@@ -135,7 +71,7 @@ class WorldLoop:
         self._clock = clock
         self._settings = settings
         self._intake = Intake(node)
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._requests: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ending = False
@@ -194,7 +130,8 @@ class WorldLoop:
             slot = self._slots[name]
             self._end_act(slot, "the world was reset")
             snapshot, used = slot.robot.reset(seed, instruction)
-            slot.command = None
+            slot.command = slot.unanswered = None
+            slot.recorder.told(0)
             self._show_clock()
             slot.show(snapshot)
             return snapshot, used, slot.robot.instruction
@@ -295,13 +232,16 @@ class WorldLoop:
                 slot.robot.close()
 
     def _add(self, name: str, make: Callable[[], SimulatedRobot]) -> None:
-        slot = _Slot(self._node, self._embodiment, name, make(), self._settings.lockstep)
+        slot = Slot(self._node, self._embodiment, name, make(), self._settings.lockstep)
         self._slots[name] = slot
         topic = in_robot(name, self._embodiment.action.topic)
         # Raw: what the expert itself sends comes back here, and is dropped before it costs anything.
         self._intake.subscribe(
             self._command_type, topic, lambda data: self._on_command(slot, data), COMMANDS, raw=True
         )
+        if self._settings.lockstep:
+            recorded = in_robot(name, RECORDED)
+            self._intake.subscribe(Header, recorded, lambda told: self._on_recorded(slot, told), COMMANDS)
 
     def _set_running(self, running: bool) -> None:
         self._running = running
@@ -312,10 +252,13 @@ class WorldLoop:
             elif slot.robot.pending is not None:
                 slot.show(slot.robot.pending)
 
-    def _on_command(self, slot: _Slot, data: bytes) -> None:
+    def _on_command(self, slot: Slot, data: bytes) -> None:
         if not self._running:
             return
         if slot.act is not None:
+            return
+        if self._settings.lockstep and slot.must_wait:
+            slot.unanswered = data
             return
         try:
             message = deserialize_message(data, self._command_type)
@@ -330,10 +273,21 @@ class WorldLoop:
         except BadRequest as error:
             self._node.get_logger().warning(f"command refused: {error}", throttle_duration_sec=2.0)
 
+    def _on_recorded(self, slot: Slot, told: Header) -> None:
+        slot.recorder.told(stamp_to_ns(told.stamp))
+
     def _lockstep_round(self) -> None:
-        acting = [slot for slot in self._slots.values() if slot.act is not None]
-        for slot in acting:
-            self._expert_step(slot)
+        acting = False
+        for slot in self._slots.values():
+            is_cancelled = slot.act is not None and slot.act.cancelled is not None
+            if slot.must_wait and not is_cancelled:
+                continue
+            if slot.unanswered is not None:
+                data, slot.unanswered = slot.unanswered, None
+                self._on_command(slot, data)
+            if slot.act is not None:
+                acting = True
+                self._expert_step(slot)
         self._show_clock_now_and_then()
         if acting:
             self._intake.take(0.0)
@@ -372,7 +326,7 @@ class WorldLoop:
                 slot.show(slot.robot.idle())
         self._show_clock()
 
-    def _expert_step(self, slot: _Slot) -> None:
+    def _expert_step(self, slot: Slot) -> None:
         act = slot.act
         assert act is not None
         if act.cancelled is not None or act.expert.finished:
@@ -402,7 +356,7 @@ class WorldLoop:
         message.action = message.command = step.action.tolist()
         return message
 
-    def _end_act(self, slot: _Slot, why: str | None) -> None:
+    def _end_act(self, slot: Slot, why: str | None) -> None:
         act, slot.act = slot.act, None
         if act is None:
             return
