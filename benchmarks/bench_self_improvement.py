@@ -22,33 +22,36 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LP_NUM_THREADS", "1")  # Read by the software renderer when it starts.
 
 import numpy as np
-from in_process import Judge, Played, Player, counts, demonstrations, fitted, upto
+import torch
+from in_process import Judge, Player, counts, fitted, upto
+from practice_curve import Practice
+from recorded import load, record
 from safetensors.torch import load_file, save
 
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
-from efm_learner.checkpoint import load_optimizer, save_optimizer
-from efm_learner.guard import Guard, GuardSettings
 from efm_learner.json_lines import replace_file
-from efm_learner.network import EfmNetwork
+from efm_learner.network import EfmNetwork, build_network
 from efm_learner.practice import PracticeSettings, PracticeTrainer
-from efm_learner.samples import EpisodeArrays, Labelling, StepTable, make_table
+from efm_learner.samples import Labelling, StepTable, make_table
 from efm_learner.sft_config import SftConfig
-from efm_learner.training import Trained, train
+from efm_learner.training import train
 from efm_sim.expert import ExpertStyle
 from efm_sim.world import World, make_world
 
 EVALUATION_SEED = 5_000_000
-PRACTICE_SEED = 1_000_000
 WORLDS = 16
-BLOCK = 100  # Demonstrations in one file.
+MOST_HELD_OUT = 500  # Demonstrations; judging more takes long and tells no more.
+POLICY, REWARD, VERIFIER = "policy", "reward", "verifier"
+SEED_OF = {POLICY: 0, REWARD: 1000, VERIFIER: 2000}
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class Experiment:
         backbone: Of the networks.
         multiples: How many times the demonstrations the comparisons get.
         training: Settings of `SftConfig`.
-        steps: Gradient steps of fine-tuning; with m times the data, the square root of m times as many.
-        verifier_steps: The same for the verifier, of which only the steps-to-go are used.
+        judge: What is different, as in `changed`, when the reward and the verifier are trained.
+        steps: Gradient steps of fine-tuning on 1,000 demonstrations; with m times the data, the square root
+            of m times as many.
         holds: Candidates for the observations that the detector needs at or below its threshold.
         practice: Settings of `PracticeSettings`.
         iterations: Of practice.
@@ -78,7 +82,7 @@ class Experiment:
     demonstrations: int
     training: Mapping[str, Any]
     steps: int
-    verifier_steps: int
+    judge: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
     multiples: tuple[int, ...] = (2, 4)
     holds: tuple[int, ...] = (1, 2, 3)
@@ -92,29 +96,35 @@ TRAINING: Mapping[str, Any] = {
     "heads": 3,
     "learning_rate": 1e-3,
     "precision": "bf16",
-    "mixture": Mixture(batch_size=128, shift_pixels=0),
-    "validate_every": 250,
+    "mixture": Mixture(batch_size=1024, shift_pixels=0),
+    "validate_every": 500,
     "checkpoint_every": 1000,
     "labelling": Labelling(rest_steps=5),
+}
+# Shifted images disagree with what the state says of the effector: fatal for acting, healthy for judging.
+JUDGE: Mapping[str, Any] = {
+    "steps": 2000,
+    "training": {"mixture": {"shift_pixels": 2}},
+    "backbone": {"dropout": 0.2},
 }
 TABLE = Experiment(
     world="table",
     options={"blocks": 4, "image_size": 64},
     expert={"wander": 0, "pause": 0.0, "noise_burst": 0.03, "slip": 0.03, "fail": 0.15},
-    demonstrations=3000,
+    demonstrations=6000,
     training=TRAINING,
-    steps=7000,
-    verifier_steps=3500,
-    practice={"normalise_advantages": True, "learning_rate": 5e-5, "updates": 32},
+    judge=JUDGE,
+    steps=3200,
+    practice={"learning_rate": 1e-4, "step_kl": 0.1},
 )
 PUSH = Experiment(
     world="metaworld:push-v3",
     options={"image_size": 64},
     expert={},
-    demonstrations=300,
+    demonstrations=2000,
     training=TRAINING,
-    steps=6000,
-    verifier_steps=3000,
+    judge=JUDGE,
+    steps=4000,
     practice=TABLE.practice,
 )
 PUSH_STATE = Experiment(
@@ -122,13 +132,16 @@ PUSH_STATE = Experiment(
     options={"images": False, "state": "full"},
     expert={"wander": 0, "pause": 0.0, "slip": 0.04, "fail": 0.0},
     demonstrations=100,
-    training={**TRAINING, "precision": "no", "policy_weights": "last"},
-    steps=6000,
-    verifier_steps=3000,
+    training={
+        **TRAINING,
+        "precision": "no",
+        "policy_weights": "last",
+        "mixture": Mixture(batch_size=128),
+    },
+    steps=19000,
     backbone={"name": "state", "shared_trunk": False},
     multiples=(),
     iterations=200,
-    practice={"normalise_advantages": True},
 )
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table": TABLE,
@@ -139,15 +152,24 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 }
 
 
-class Study:
-    """All parts of one world and seed; files lie in `folder`."""
+@dataclass(frozen=True)
+class Learnt:
+    """What a fine-tuning gave; `found` is its part of the results."""
 
-    def __init__(self, seed: int, experiment: Experiment, folder: Path) -> None:
+    policy: EfmNetwork
+    reward: EfmNetwork
+    found: Mapping[str, Any]
+
+
+class Study:
+    """All parts of one world and seed; files lie in `folder`, demonstrations beside it."""
+
+    def __init__(self, seed: int, experiment: Experiment, folder: Path, device: str = "cpu") -> None:
         self.world, self.seed, self.experiment, self.folder = experiment.world, seed, experiment, folder
+        self.device = device
+        self.recorded = folder.with_name(f"{folder.name}-demonstrations")
         self._worlds: list[World] = []
         self.embodiment = self._embodiment()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._episodes: list[EpisodeArrays] = []
 
     def _embodiment(self) -> Embodiment:
         known = load_embodiment(self.world.partition(":")[0])
@@ -164,50 +186,76 @@ class Study:
             self._worlds = [make_world(self.world, **self.experiment.options) for _ in range(WORLDS)]
         return self._worlds
 
+    def record(self, count: int, processes: int) -> None:
+        """Records what is missing of `count` demonstrations."""
+        style = ExpertStyle.named("imperfect", **self.experiment.expert)
+        make = partial(make_world, self.world, **self.experiment.options)
+        record(self.recorded, count, self.seed * 100_000, make, style, processes)
+
     def tables(self, count: int) -> tuple[StepTable, StepTable]:
         """Returns the first `count` demonstrations, (to train on, held out)."""
-        while len(self._episodes) < count:
-            self._episodes += self._block(len(self._episodes))
-        chosen, apart = self._episodes[:count], count // 10
-        labelling = Labelling(**asdict(self.experiment.training["labelling"]))
+        episodes, apart = load(self.recorded, count), min(count // 10, MOST_HELD_OUT)
+        labelling = self.experiment.training["labelling"]
         return (
-            make_table(chosen[apart:], self.embodiment, labelling),
-            make_table(chosen[:apart], self.embodiment, labelling),
+            make_table(episodes[apart:], self.embodiment, labelling),
+            make_table(episodes[:apart], self.embodiment, labelling),
         )
 
-    def _block(self, start: int) -> list[EpisodeArrays]:
-        """Returns the demonstrations from number `start` on, recorded or from the block's file."""
-        path = self.folder.with_name(f"{self.folder.name}-demonstrations") / f"{start}.npz"
-        if not path.exists():
-            style = ExpertStyle.named("imperfect", **self.experiment.expert)
-            first = self.seed * 100_000 + start
-            found = demonstrations(self.worlds()[0], style, range(first, first + BLOCK))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".partial").open("wb") as file:
-                np.savez(file, **packed(found))
-            path.with_suffix(".partial").rename(path)
-            print(f"{self.world}: {start + BLOCK} demonstrations of seed {self.seed}", flush=True)
-        return unpacked(dict(np.load(path)))
+    def learn(self, kind: str, count: int, processes: int) -> Learnt:
+        """Fine-tunes on `count` demonstrations; gives the networks and the calibration of the reward.
 
-    def learn(self, name: str, count: int, seed: int, steps: int) -> tuple[Trained, dict[str, Any]]:
-        """Fine-tunes on `count` demonstrations; gives the networks and the calibration of the reward."""
+        What a finished fine-tuning gave lies in `<folder>/<kind>-<count>`, and needs no demonstrations.
+
+        Args:
+            kind: What it is for: each has its own seed and settings.
+            count: Of demonstrations.
+            processes: That record what is missing of them.
+        """
+        folder = self.folder / f"{kind}-{count}"
+        if not (folder / "found.json").exists():
+            self.record(count, processes)
+            self._learn(folder, kind, count)
+        found = json.loads((folder / "found.json").read_text())
+        networks = [
+            build_network(self.embodiment, found["backbone"], self.experiment.training["heads"])
+            for _ in range(2)
+        ]
+        for network, file in zip(networks, ("policy", "reward"), strict=True):
+            network.load_state_dict(load_file(folder / f"{file}.safetensors"))
+            network.eval()
+        return Learnt(*networks, found)
+
+    def _learn(self, folder: Path, kind: str, count: int) -> None:
+        experiment = self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
         table, held_out = self.tables(count)
         config = SftConfig(
-            backbone=self.experiment.backbone, steps=steps, seed=seed, **self.experiment.training
+            backbone=experiment.backbone,
+            steps=round(experiment.steps * (count / 1000) ** 0.5),
+            seed=self.seed + SEED_OF[kind],
+            device=self.device,
+            **experiment.training,
         )
         began = time.monotonic()
-        trained = train(config, self.embodiment, table, held_out, self.folder / name)
-        settings = CalibrationSettings(holds=self.experiment.holds)
-        report = calibrate(trained.reward, held_out, config.combine, settings)
+        trained = train(config, self.embodiment, table, held_out, folder)
+        seconds = time.monotonic() - began
+        device = "cuda" if self.device == "auto" and torch.cuda.is_available() else "cpu"
+        settings = CalibrationSettings(holds=experiment.holds)
+        report = calibrate(trained.reward.to(device), held_out, config.combine, settings)
         kept = ("threshold", "hold", "recall", "precision", "expected_false_success")
-        found = {key: report["detector"][key] for key in kept}
-        found["mean_absolute_error"] = report["mean_absolute_error"]
-        best = {choice: value["step"] for choice, value in trained.state.best.items()}
-        return trained, {"detector": found, "chosen_steps": best, "seconds": time.monotonic() - began}
-
-    def player(self, judge: Judge, verifier: Judge | None = None) -> Player:
-        """Returns a player with these judges."""
-        return Player(self.worlds(), self.embodiment, judge, verifier)
+        for network, file in ((trained.policy, "policy"), (trained.reward, "reward")):
+            replace_file(folder / f"{file}.safetensors", save(network.cpu().state_dict()))
+        found = {
+            "demonstrations": count,
+            "steps": config.steps,
+            "detector": {key: report["detector"][key] for key in kept},
+            "mean_absolute_error": report["mean_absolute_error"],
+            "rank_correlation": report.get("rank_correlation"),
+            "chosen": trained.state.best,
+            "backbone": trained.policy.backbone_settings,
+            "rows_per_second": round(trained.samples_per_second),
+            "seconds": round(seconds, 1),
+        }
+        write(folder / "found.json", found)
 
     def evaluate(
         self, player: Player, policy: EfmNetwork, episodes: int, greedy: bool = False
@@ -217,141 +265,10 @@ class Study:
         return counts(player.play(policy, seeds, 0.0 if greedy else 1.0, np.random.default_rng(0)))
 
 
-def packed(episodes: list[EpisodeArrays]) -> dict[str, np.ndarray]:
-    """Returns episodes as plain arrays, one after another."""
-    arrays = {
-        "ids": np.array([e.id for e in episodes]),
-        "instructions": np.array([e.instruction for e in episodes]),
-        "success": np.array([e.success for e in episodes]),
-        "lengths": np.array([len(e) for e in episodes]),
-        **{
-            key: np.concatenate([getattr(e, key) for e in episodes])
-            for key in ("state", "actions", "imitate")
-        },
-    }
-    for camera in episodes[0].images:
-        arrays[f"images.{camera}"] = np.concatenate([e.images[camera] for e in episodes])
-    return arrays
-
-
-def unpacked(arrays: Mapping[str, np.ndarray]) -> list[EpisodeArrays]:
-    """Returns the episodes of `packed` arrays."""
-    ends = np.cumsum(arrays["lengths"])
-    cameras = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith("images.")}
-    return [
-        EpisodeArrays(
-            id=str(arrays["ids"][index]),
-            instruction=str(arrays["instructions"][index]),
-            images={camera: value[end - length : end] for camera, value in cameras.items()},
-            state=arrays["state"][end - length : end],
-            actions=arrays["actions"][end - length : end],
-            imitate=arrays["imitate"][end - length : end],
-            success=bool(arrays["success"][index]),
-            digest=str(arrays["ids"][index]),
-        )
-        for index, (end, length) in enumerate(zip(ends, arrays["lengths"], strict=True))
-    ]
-
-
-def judge_of(trained: Trained, found: Mapping[str, Any]) -> Judge:
+def judge_of(learnt: Learnt) -> Judge:
     """Returns the reward network as a judge."""
-    detector = found["detector"]
-    return Judge(trained.reward, detector["threshold"], detector["hold"])
-
-
-class Practice:
-    """Practice that can be resumed: the policy, its optimiser and the curve so far lie in a folder."""
-
-    def __init__(self, study: Study, policy: EfmNetwork, player: Player, folder: Path) -> None:
-        self.study, self.policy, self.player, self.folder = study, policy, player, folder
-        self.trainer = PracticeTrainer(policy, PracticeSettings(seed=study.seed, **study.experiment.practice))
-        judge = player.judge
-        assert judge is not None
-        self.guard = Guard(GuardSettings(), judge.hold)
-        self.state: dict[str, Any] = {"iteration": 0, "episodes": 0, "steps": 0, "curve": [], "stop": None}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._resume()
-
-    def run(self) -> dict[str, Any]:
-        """Practises to the end and returns the curve and the guard's word."""
-        experiment, state = self.study.experiment, self.state
-        if not state["curve"]:
-            self._evaluate(experiment.evaluated * 2)
-        while state["iteration"] < experiment.iterations:
-            report = self._iterate()
-            done = state["iteration"] == experiment.iterations
-            if done or state["iteration"] % experiment.evaluate_every == 0:
-                self._evaluate(experiment.evaluated * (2 if done else 1), report)
-                self._save()
-        return {key: state[key] for key in ("episodes", "steps", "curve", "stop")}
-
-    def _iterate(self) -> dict[str, float]:
-        state, trainer = self.state, self.trainer
-        first = PRACTICE_SEED * self.study.seed + state["episodes"]
-        rng = np.random.default_rng([self.study.seed, state["iteration"]])
-        played = self._play(first, rng)
-        report = trainer.iterate([p.rollout for p in played])
-        state["iteration"] += 1
-        state["episodes"] += len(played)
-        state["steps"] += sum(len(p.rollout) for p in played)
-        for p in played:
-            version = state["iteration"] - 1
-            self.guard.record(version, p.detected, p.rollout.verified, len(p.rollout))
-        verdict = self.guard.judge(report.kl)
-        if verdict.stop and state["stop"] is None:
-            state["stop"] = {
-                "iteration": state["iteration"],
-                "episodes": state["episodes"],
-                "message": verdict.message,
-                "best_version": verdict.best_version,
-            }
-        return {
-            "practice_true": round(float(np.mean([p.true for p in played])), 3),
-            "practice_detected": round(report.detected, 3),
-            "practice_verified": round(report.verified or 0.0, 3),
-            "return": round(report.mean_return, 3),
-            "kl": round(report.kl, 3),
-            "entropy": round(report.entropy, 3),
-        }
-
-    def _play(self, first: int, rng: np.random.Generator) -> list[Played]:
-        """Plays whole episodes until there are enough decisions; no episode is preferred for being short."""
-        decisions = 0
-        played: list[Played] = []
-        while decisions < self.trainer.settings.decisions:
-            seeds = upto(range(first + len(played), first + len(played) + WORLDS))
-            more = self.player.play(self.policy, seeds, 1.0, rng, self.state["iteration"])
-            played += more
-            decisions += sum(len(p.rollout) for p in more)
-        return played
-
-    def _evaluate(self, episodes: int, report: Mapping[str, float] | None = None) -> None:
-        found = self.study.evaluate(self.player, self.policy, episodes)
-        point = {"iteration": self.state["iteration"], "practised": self.state["episodes"], **found}
-        self.state["curve"].append({**point, **(report or {})})
-        print(self.study.world, self.study.seed, json.dumps(self.state["curve"][-1]), flush=True)
-
-    def _save(self) -> None:
-        version = self.state["iteration"]
-        replace_file(self.folder / f"policy-{version}.safetensors", save(self.policy.state_dict()))
-        optimizer = self.folder / f"optimizer-{version}.safetensors"
-        optimizer.unlink(missing_ok=True)  # Of a version that was begun but never named in the state.
-        save_optimizer(self.trainer.optimizer, optimizer)
-        content = {**self.state, "guard": self.guard.state(), "updates": self.trainer.updates}
-        write(self.folder / "state.json", content)
-
-    def _resume(self) -> None:
-        path = self.folder / "state.json"
-        if not path.exists():
-            return
-        content = json.loads(path.read_text())
-        self.guard.restore(content.pop("guard"))
-        self.trainer.updates = content.pop("updates")
-        self.state = content
-        version = content["iteration"]
-        self.trainer.iteration = version
-        self.policy.load_state_dict(load_file(self.folder / f"policy-{version}.safetensors"))
-        load_optimizer(self.trainer.optimizer, self.folder / f"optimizer-{version}.safetensors")
+    detector = learnt.found["detector"]
+    return Judge(learnt.reward, detector["threshold"], detector["hold"])
 
 
 def write(path: Path, content: Any) -> None:
@@ -366,53 +283,80 @@ def main() -> None:
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="for what resumes")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="results; needed unless --record or --fine-tune")
     parser.add_argument("--change", default="{}", help="JSON of changed fields of the experiment")
+    parser.add_argument("--processes", type=int, default=2, help="that record side by side")
+    parser.add_argument("--device", choices=("cpu", "auto"), default="cpu", help="of fine-tuning")
+    parser.add_argument("--record", type=int, help="record so many demonstrations and stop")
+    parser.add_argument("--fine-tune", nargs="+", help="fine-tune these, such as policy-3000, and stop")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    experiment = replace(EXPERIMENTS[options.experiment], **json.loads(options.change))
+    experiment = changed(EXPERIMENTS[options.experiment], json.loads(options.change))
+    studies = [
+        Study(seed, experiment, options.work / f"{options.experiment}-{seed}", options.device)
+        for seed in options.seeds
+    ]
+    for study in studies:
+        if options.record:
+            study.record(options.record, options.processes)
+        for name in options.fine_tune or ():
+            kind, _, count = name.partition("-")
+            print(name, json.dumps(study.learn(kind, int(count), options.processes).found), flush=True)
+    if options.record or options.fine_tune:
+        return
+    if options.out is None:
+        parser.error("--out: expected a file for the results")
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     results.setdefault("experiment", json.loads(json.dumps(vars(experiment), default=asdict)))
 
     def keep(key: str, value: Any) -> None:
         results[key] = value
         write(options.out, results)
+        print(key, json.dumps(value)[:500], flush=True)
 
-    for seed in options.seeds:
-        run_seed(Study(seed, experiment, options.work / f"{options.experiment}-{seed}"), results, keep)
+    for study in studies:
+        run_seed(study, results, keep, options.processes)
 
 
-def run_seed(study: Study, results: Mapping[str, Any], keep: Any) -> None:
+def changed(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """Returns an experiment with some fields changed; of a field that is a mapping, some entries."""
+    values = {
+        name: {**getattr(experiment, name), **value} if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    mixture = values.get("training", {}).get("mixture")
+    if isinstance(mixture, dict):
+        values["training"]["mixture"] = replace(experiment.training["mixture"], **mixture)
+    return replace(experiment, **values)
+
+
+def run_seed(study: Study, results: Mapping[str, Any], keep: Any, processes: int) -> None:
     """Runs the parts of one seed that have no result."""
-    experiment, seed = study.experiment, study.seed
-    count, steps = experiment.demonstrations, experiment.steps
+    experiment, seed, count = study.experiment, study.seed, study.experiment.demonstrations
     names = [f"{seed}/sft", f"{seed}/practice", *(f"{seed}/sft x{m}" for m in experiment.multiples)]
     if all(name in results for name in names):
         return
-    trained, found = study.learn("sft", count, seed, steps)
-    other, other_found = study.learn("verifier", count, seed + 1000, experiment.verifier_steps)
-    judge, verifier = judge_of(trained, found), judge_of(other, other_found)
-    player = study.player(judge, verifier)
+    learnt, judge, verifier = (study.learn(kind, count, processes) for kind in (POLICY, REWARD, VERIFIER))
+    player = Player(study.worlds(), study.embodiment, judge_of(judge), judge_of(verifier))
     if f"{seed}/sft" not in results:
-        sampled = study.evaluate(player, trained.policy, 2 * experiment.evaluated)
-        greedy = study.evaluate(player, trained.policy, experiment.evaluated, greedy=True)
-        keep(f"{seed}/sft", {**found, "demonstrations": count, "sampled": sampled, "greedy": greedy})
-        print(f"{seed}/sft", json.dumps(results[f"{seed}/sft"]), flush=True)
+        sampled = study.evaluate(player, learnt.policy, 2 * experiment.evaluated)
+        greedy = study.evaluate(player, learnt.policy, experiment.evaluated, greedy=True)
+        found = {**learnt.found, "judge": judge.found, "sampled": sampled, "greedy": greedy}
+        keep(f"{seed}/sft", found)
+    for multiple in experiment.multiples:
+        if f"{seed}/sft x{multiple}" not in results:
+            more = study.learn(POLICY, count * multiple, processes)
+            # Ended by the same detector, so that only the policy differs.
+            sampled = study.evaluate(player, more.policy, 2 * experiment.evaluated)
+            keep(f"{seed}/sft x{multiple}", {**more.found, "sampled": sampled})
     if f"{seed}/practice" not in results:
         began = time.monotonic()
-        practice = Practice(study, trained.policy, player, study.folder / "practice")
-        found = practice.run()
-        greedy = study.evaluate(player, trained.policy, experiment.evaluated, greedy=True)
+        trainer = PracticeTrainer(learnt.policy, PracticeSettings(seed=seed, **experiment.practice))
+        evaluate = partial(study.evaluate, player, learnt.policy)
+        practice = Practice(trainer, player, seed, evaluate, study.folder / f"practice-{count}")
+        found = practice.run(experiment.iterations, experiment.evaluate_every, experiment.evaluated)
+        greedy = study.evaluate(player, learnt.policy, experiment.evaluated, greedy=True)
         keep(f"{seed}/practice", {**found, "greedy": greedy, "seconds": time.monotonic() - began})
-    for multiple in experiment.multiples:
-        name = f"{seed}/sft x{multiple}"
-        if name not in results:
-            more = round(steps * multiple**0.5)
-            policy, found = study.learn(f"sft-x{multiple}", count * multiple, seed, more)
-            # Ended by the same detector, so that only the policy differs.
-            sampled = study.evaluate(player, policy.policy, 2 * experiment.evaluated)
-            keep(name, {**found, "demonstrations": count * multiple, "sampled": sampled})
-            print(name, json.dumps(results[name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -301,6 +301,8 @@ def shifted(images: torch.Tensor, shifts: IntArray) -> torch.Tensor:
     largest = int(np.abs(shifts).max(initial=0))
     if largest == 0:
         return images
+    if images.device.type != "cpu":
+        return shifted_on_device(images, torch.from_numpy(shifts).to(images.device))
     edges = ((0, 0), (0, 0), (largest, largest), (largest, largest), (0, 0))
     padded = np.pad(images.numpy(), edges, mode="edge")
     moved = np.empty(tuple(images.shape), np.uint8)
@@ -308,6 +310,20 @@ def shifted(images: torch.Tensor, shifts: IntArray) -> torch.Tensor:
         top, left = largest - down, largest - right
         moved[index] = padded[index, :, top : top + height, left : left + width]
     return torch.from_numpy(moved)
+
+
+def shifted_on_device(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Does what `shifted` does, in one gather that suits an accelerator; shifts int64 [B, 2]."""
+    batch, frames, height, width = images.shape[:4]
+    device = images.device
+    rows = (torch.arange(height, device=device) - shifts[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) - shifts[:, 1:]).clamp(0, width - 1)
+    return images[
+        torch.arange(batch, device=device).view(-1, 1, 1, 1),
+        torch.arange(frames, device=device).view(1, -1, 1, 1),
+        rows.view(batch, 1, height, 1),
+        columns.view(batch, 1, 1, width),
+    ]
 
 
 def foreign_instructions(instructions: list[str]) -> list[IntArray]:

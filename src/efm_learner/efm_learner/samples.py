@@ -15,8 +15,9 @@ state itself names the goal, `Labelling.hindsight_goals` says so, and batches ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,12 @@ from efm_core.instruction import encode_instruction
 from efm_learner.backbones import INSTRUCTION, STATE, image_input
 
 IntArray = npt.NDArray[np.int64]
+
+# Rows that are copied to a device together.
+ROWS_AT_ONCE = 4096
+
+# Share of a device's free memory that frames may take.
+MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,11 @@ class Frames:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return len(self), *self._blocks[0].shape[1:]
+
     def take(self, rows: IntArray) -> npt.NDArray[np.uint8]:
         """Returns uint8 [n, H, W, 3] for row numbers [n]."""
         places = self._order[rows]
@@ -82,10 +94,32 @@ class Frames:
             return np.take(self._blocks[0], places, axis=0)
         found = np.empty((len(places), *self._blocks[0].shape[1:]), np.uint8)
         of_block = np.searchsorted(self._starts, places, side="right") - 1
-        for index in np.unique(of_block):
-            mine = of_block == index
+        order = np.argsort(of_block, kind="stable")
+        for mine in np.split(order, np.flatnonzero(np.diff(of_block[order])) + 1):
+            index = of_block[mine[0]]
             found[mine] = self._blocks[index][places[mine] - self._starts[index]]
         return found
+
+
+class DeviceFrames:
+    """The same frames in the memory of an accelerator, where batches are then put together.
+
+    Args:
+        frames: To be copied.
+        device: Where to.
+    """
+
+    def __init__(self, frames: Frames, device: torch.device) -> None:
+        self._frames = torch.empty(frames.shape, dtype=torch.uint8, device=device)
+        for rows in np.array_split(np.arange(len(frames)), len(frames) // ROWS_AT_ONCE + 1):
+            self._frames[rows[0] : rows[-1] + 1] = torch.from_numpy(frames.take(rows)).to(device)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def take(self, rows: IntArray) -> torch.Tensor:
+        """Returns uint8 [n, H, W, 3] on the device for row numbers [n]."""
+        return self._frames[torch.from_numpy(rows).to(self._frames.device)]
 
 
 @dataclass(frozen=True)
@@ -133,7 +167,7 @@ class StepTable:
         instructions: The different instructions.
     """
 
-    frames: dict[str, Frames]
+    frames: Mapping[str, Frames | DeviceFrames]
     state: npt.NDArray[np.float32] | None
     tokens: IntArray
     imitate: npt.NDArray[np.bool_]
@@ -185,7 +219,7 @@ class StepTable:
             if backwards is not None:
                 wanted = np.where(backwards[:, None], wanted[:, ::-1], wanted)
             images = self.frames[camera.name].take(wanted.reshape(-1))
-            batch[name] = torch.from_numpy(images.reshape(*wanted.shape, *images.shape[1:]))
+            batch[name] = torch.as_tensor(images).reshape(*wanted.shape, *images.shape[1:])
         if STATE in names and self.state is not None:
             batch[STATE] = torch.from_numpy(self.state[rows])
         if INSTRUCTION in names:
@@ -204,8 +238,15 @@ class StepTable:
 
     def relabelled(self, steps_to_go: npt.NDArray[np.float32], censored: npt.NDArray[np.bool_]) -> StepTable:
         """Returns a table with other steps-to-go targets and the same memory otherwise."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return StepTable(**{**values, "steps_to_go": steps_to_go, "censored": censored})
+        return replace(self, steps_to_go=steps_to_go, censored=censored)
+
+    def on(self, device: torch.device) -> StepTable:
+        """Returns a table whose frames lie on a CUDA device, if they leave room there; this one otherwise."""
+        frames = {name: value for name, value in self.frames.items() if isinstance(value, Frames)}
+        size = sum(math.prod(value.shape) for value in frames.values())
+        if device.type != "cuda" or not frames or size > MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self
+        return replace(self, frames={name: DeviceFrames(value, device) for name, value in frames.items()})
 
 
 def steps_left(length: int, success: bool, labelling: Labelling) -> tuple[npt.NDArray[np.float32], bool]:

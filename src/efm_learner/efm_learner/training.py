@@ -15,8 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,7 @@ from efm_learner.batches import BatchMaker
 from efm_learner.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from efm_learner.metrics import MetricsWriter
 from efm_learner.network import EfmNetwork, build_network
-from efm_learner.objectives import SftObjective
+from efm_learner.objectives import SftObjective, Targets
 from efm_learner.samples import StepTable
 from efm_learner.sft_config import SftConfig
 from efm_learner.validation import validate
@@ -102,24 +103,35 @@ def train(
         weight_decay=config.weight_decay,
     )
     batches = BatchMaker(
-        table, network, config.mixture, config.labelling, config.seed, accelerator.num_processes
+        table.on(accelerator.device),
+        network,
+        config.mixture,
+        config.labelling,
+        config.seed,
+        accelerator.num_processes,
     )
     lasting = {**config.lasting(), "data": data_digest(table)}
     state = load_checkpoint(out, objective, optimizer, lasting)
+    held_out = held_out and held_out.on(accelerator.device)
     chooser = _Chooser(config, objective, held_out, batches.censored_share, state, out)
     report = _Report(config, out, state.step, accelerator.is_main_process)
     wrapped, prepared = accelerator.prepare(objective, optimizer)
     started, first_step = time.monotonic(), state.step
 
-    with _stop_signals() as stop_asked:
-        while state.step < config.steps:
-            plan = batches.plan(state.step).part(accelerator.process_index, accelerator.num_processes)
-            inputs, targets = batches.tensors(plan)
+    def batch(step: int) -> tuple[dict[str, torch.Tensor], Targets]:
+        plan = batches.plan(step).part(accelerator.process_index, accelerator.num_processes)
+        inputs, targets = batches.tensors(plan)
+        if accelerator.device.type == "cuda":
+            inputs = {name: v if v.is_cuda else v.pin_memory() for name, v in inputs.items()}
+        return inputs, targets
+
+    with _stop_signals() as stop_asked, closing(_one_ahead(batch, state.step, config.steps)) as made:
+        for inputs, targets in made:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(state.step)
             wrapped.train()
             losses = wrapped(
-                {name: value.to(accelerator.device) for name, value in inputs.items()},
+                {name: value.to(accelerator.device, non_blocking=True) for name, value in inputs.items()},
                 targets.to(accelerator.device),
             )
             prepared.zero_grad(set_to_none=True)
@@ -235,6 +247,19 @@ class _Report:
         self._bar.close()
         if self._metrics is not None:
             self._metrics.close()
+
+
+def _one_ahead(
+    make: Callable[[int], tuple[dict[str, torch.Tensor], Targets]], first: int, stop: int
+) -> Generator[tuple[dict[str, torch.Tensor], Targets], None, None]:
+    """Yields the batches of steps `first` to `stop`; each is made while the one before is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, first)
+        for step in range(first, stop):
+            batch = ahead.result()
+            if step + 1 < stop:
+                ahead = pool.submit(make, step + 1)
+            yield batch
 
 
 def _any_process(accelerator: accelerate.Accelerator, asked: bool) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efm_core.errors import BadRequest
-from efm_learner.batches import BatchMaker, Mixture, foreign_instructions, shifted
+from efm_learner.batches import BatchMaker, Mixture, foreign_instructions, shifted, shifted_on_device
 from efm_learner.network import build_network
 from efm_learner.samples import Labelling, make_table
 
@@ -148,6 +148,13 @@ def test_shifted_images_move_and_repeat_their_edges():
     assert torch.equal(moved[0], image[0])
     assert moved[1, 0, :, 0, 0].tolist() == [0, 0, 4, 8]
     assert moved[2, 0, 0, :, 0].tolist() == [1, 2, 3, 3]
+
+
+def test_an_accelerator_shifts_images_as_the_cpu_does():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (16, 2, 12, 20, 3), np.uint8))
+    shifts = rng.integers(-4, 5, (16, 2))
+    assert torch.equal(shifted_on_device(images, torch.from_numpy(shifts)), shifted(images, shifts))
 
 
 def test_instructions_mean_the_same_whatever_the_verb_and_the_order():

@@ -53,6 +53,14 @@ def test_who_pushes_what_is_not_confused():
     assert (first - second).abs().max() > 1e-3
 
 
+def test_dropout_acts_in_training_only():
+    network = build_network(dots.embodiment(), {"name": "small", "dropout": 0.5})
+    batch = random_batch(network, 2)
+    assert not torch.equal(network(batch)["action_logits"], network(batch)["action_logits"])
+    network.eval()
+    assert torch.equal(network(batch)["action_logits"], network(batch)["action_logits"])
+
+
 def test_an_empty_instruction_gives_finite_outputs():
     network = build_network(dots.embodiment(), {"name": "small"})
     batch = random_batch(network, 2)

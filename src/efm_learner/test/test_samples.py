@@ -5,11 +5,12 @@ from dataclasses import replace
 import dots
 import numpy as np
 import pytest
+import torch
 
 from efm_core.episode import history_stack
 from efm_core.errors import EpisodeInvalid
 from efm_learner.backbones import image_input
-from efm_learner.samples import Frames, Labelling, make_table
+from efm_learner.samples import DeviceFrames, Frames, Labelling, make_table
 
 SPEC = {"kind": "hashed_words", "buckets": 1024, "length": 16}
 
@@ -75,6 +76,19 @@ def test_frames_of_several_blocks_are_found_by_row():
     blocks = [np.full((2, 1, 1, 3), 1, np.uint8), np.full((3, 1, 1, 3), 2, np.uint8)]
     assert Frames(blocks).take(np.array([4, 0, 2]))[:, 0, 0, 0].tolist() == [2, 1, 2]
     assert Frames(blocks, np.array([4, 0])).take(np.array([0, 1]))[:, 0, 0, 0].tolist() == [2, 1]
+
+
+def test_frames_on_a_device_are_those_of_the_table():
+    frames = Frames([np.full((count, 2, 2, 3), count, np.uint8) for count in (3, 5000, 2)])
+    rows = np.array([5004, 0, 4999, 2, 3])
+    copied = DeviceFrames(frames, torch.device("cpu"))
+    assert len(copied) == len(frames)
+    assert np.array_equal(copied.take(rows).numpy(), frames.take(rows))
+
+
+def test_without_an_accelerator_frames_stay_where_they_are():
+    table = make_table([dots.episode(0)], dots.embodiment(), Labelling())
+    assert table.on(torch.device("cpu")) is table
 
 
 def test_an_episode_of_the_wrong_shape_names_all_that_is_wrong():

@@ -40,6 +40,7 @@ class SmallSettings:
         width: Length of word vectors, queries and keys.
         value_size: Length of the feature that a slot brings back, besides its two coordinates.
         hidden: Units of the layers after the slots; the last one is the feature.
+        dropout: Share of what the slots bring back, and of the features, that training leaves out at random.
         instruction: Specification of the instruction input; hashed words by default, or kind "none".
     """
 
@@ -49,6 +50,7 @@ class SmallSettings:
     width: int = 64
     value_size: int = 32
     hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.0
     instruction: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -164,6 +166,7 @@ class SmallBackbone(nn.Module):
         self.gist = nn.Linear(slots * chosen.width, chosen.width)
         size = slots * (chosen.value_size + 2) + chosen.width + embodiment.state_size
         self.layers = perceptron(size, chosen.hidden)
+        self.dropout = nn.Dropout(chosen.dropout)
         self.feature_size = chosen.hidden[-1]
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -182,11 +185,11 @@ class SmallBackbone(nn.Module):
             keys = self.keys[index](tokens) + self.places[index](stem.places)
             mine = queries[:, index * slots : (index + 1) * slots]
             attention = torch.softmax(mine @ keys.transpose(1, 2), dim=-1)
-            seen.append((attention @ self.values[index](tokens)).flatten(1))
+            seen.append(self.dropout((attention @ self.values[index](tokens)).flatten(1)))
             seen.append((attention @ stem.places).flatten(1))
         if self.normalise is not None:
             seen.append(self.normalise(batch[STATE]))
-        return self.layers(torch.cat(seen, dim=1))
+        return self.dropout(self.layers(torch.cat(seen, dim=1)))
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the convolutional stems."""
