@@ -79,7 +79,7 @@ def test_frames_of_several_blocks_are_found_by_row():
 
 
 def test_frames_on_a_device_are_those_of_the_table():
-    frames = Frames([np.full((count, 2, 2, 3), count, np.uint8) for count in (3, 5000, 2)])
+    frames = Frames([np.full((count, 2, 2, 3), count % 7, np.uint8) for count in (3, 5000, 2)])
     rows = np.array([5004, 0, 4999, 2, 3])
     copied = DeviceFrames(frames, torch.device("cpu"))
     assert len(copied) == len(frames)
