@@ -114,6 +114,7 @@ def log_probs(network, episode, row):
     return list(torch.log_softmax(logits, -1)[0, 0, 0].numpy())
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("kind", "settings"), [("smolvlm", {"lora_rank": 4}), ("paligemma", {"freeze_vision": False})]
 )

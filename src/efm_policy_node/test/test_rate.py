@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 from policy_cell import Cell
 from policy_fakes import bundle_of, embodiment_of
@@ -19,11 +20,12 @@ PERIOD_S = 1 / RATE_HZ
 STOPS_WITHIN_S = 2 * PERIOD_S + 0.3
 
 
-SLOW = """
+SLOW_MODEL_S = 0.15
+SLOW = f"""
 import sys, time
 from efm_policy_node import onnx_policy
 quick = onnx_policy.OnnxPolicy.decide
-onnx_policy.OnnxPolicy.decide = lambda self, requests: (time.sleep(0.15), quick(self, requests))[1]
+onnx_policy.OnnxPolicy.decide = lambda self, requests: (time.sleep({SLOW_MODEL_S}), quick(self, requests))[1]
 from efm_policy_node.main import main
 sys.exit(main())
 """
@@ -104,8 +106,11 @@ def test_chunks_with_inference_ahead_keep_the_rate_with_a_model_slower_than_the_
         cell.until(lambda: len(cell.robot.steps) == 60, "60 steps")
         indices = {step.chunk_index for step in cell.robot.steps[10:]}
         assert max(indices) > 3 and 0 not in indices  # entered where time had got to, not at its beginning
-        arrivals = cell.robot.arrivals[5:60]
-        assert 0.8 * RATE_HZ < (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) <= 1.1 * RATE_HZ
+        arrivals = np.array(cell.robot.arrivals[5:60])
+        assert (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) <= 1.1 * RATE_HZ
+        # Without inference ahead every chunk would wait for the model; a busy machine adds a wait or two.
+        chunks = len(arrivals) / embodiment.action.execute
+        assert (np.diff(arrivals) >= SLOW_MODEL_S).sum() < 0.5 * chunks
     finally:
         cell.close()
 
