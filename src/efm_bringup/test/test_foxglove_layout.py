@@ -17,8 +17,30 @@ from efm_bringup.operator_keys import KEYS
 
 ROOT = Path(__file__).resolve().parents[3]
 ROBOT = "/robot_1"
-# Kinds of panels that Foxglove has, and the settings of each that must be there.
+WINDOW_PX = 900  # Height of the panels on a screen of 1080 lines.
+# Kinds of panels -> the settings that each knows; what they do not know, Foxglove and Lichtblick leave out in
+# silence. The titles are both there, since each reads its own.
+TITLES = {"foxglovePanelTitle", "lichtblickPanelTitle"}
 PANELS = {
+    "3D": {"followTf", "followMode", "cameraState", "scene", "topics", "transforms", "layers"},
+    "Image": {"imageMode"},
+    "Plot": {
+        *("paths", "xAxisVal", "isSynced", "followingViewWidth", "minYValue", "maxYValue"),
+        *("showLegend", "legendDisplay", "showPlotValuesInLegend", "sidebarDimension"),
+        *("showXAxisLabels", "showYAxisLabels"),
+    },
+    "StateTransitions": {"paths", "isSynced"},
+    "Indicator": {"path", "rules", "style", "fallbackColor", "fallbackLabel"},
+    "CallService": {
+        *("serviceName", "requestPayload", "layout", "editingMode"),
+        *("buttonText", "buttonTooltip", "buttonColor"),
+    },
+    "DiagnosticSummary": {
+        *("topicToRender", "minLevel", "pinnedIds", "hardwareIdFilter"),
+        *("sortByLevel", "secondsUntilStale"),
+    },
+}
+NEEDED = {
     "3D": {"followTf", "cameraState", "topics"},
     "Image": {"imageMode"},
     "Plot": {"paths", "xAxisVal"},
@@ -63,6 +85,17 @@ def leaves(node: str | dict[str, Any]) -> Iterator[str]:
     yield from leaves(node["second"])
 
 
+def shares(node: str | dict[str, Any], share: float = 1.0) -> Iterator[tuple[str, float]]:
+    """The panels of a layout tree with their share of its height."""
+    if isinstance(node, str):
+        yield node, share
+        return
+    split = node["splitPercentage"] / 100
+    first, second = (split, 1.0 - split) if node["direction"] == "column" else (1.0, 1.0)
+    yield from shares(node["first"], share * first)
+    yield from shares(node["second"], share * second)
+
+
 def paths(kind: str, settings: dict[str, Any]) -> list[str]:
     """The message paths (topic.field) of a panel."""
     if kind == "Indicator":
@@ -74,7 +107,14 @@ def test_every_panel_has_a_place_and_what_it_needs(layout, panels):
     assert sorted(leaves(layout["layout"])) == sorted(layout["configById"])
     assert {kind for kind, _ in panels} == set(PANELS)
     for kind, settings in panels:
-        assert PANELS[kind] <= settings.keys()
+        assert NEEDED[kind] | TITLES <= settings.keys() <= PANELS[kind] | TITLES
+        assert settings["foxglovePanelTitle"] == settings["lichtblickPanelTitle"]
+
+
+def test_a_button_has_room_beside_the_fields_that_lichtblick_shows_above_it(layout, panels):
+    assert all(s["layout"] == "horizontal" and not s["editingMode"] for k, s in panels if k == "CallService")
+    heights = {name: share for name, share in shares(layout["layout"]) if name.startswith("CallService")}
+    assert min(heights.values()) * WINDOW_PX > 150
 
 
 def test_every_topic_is_one_that_the_stack_has(panels, stack):
