@@ -42,6 +42,8 @@ from rclpy.action import ActionClient
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 
+from efm_bringup.demo import isolate
+from efm_bringup.processes import LEASH
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
 from efm_msgs.action import Act
@@ -53,7 +55,6 @@ from efm_ros.qos import IMAGES, deep
 from efm_sim.expert import STYLES
 from efm_sim.world import make_world
 
-DOMAIN = "101"
 START_S = 60.0
 
 
@@ -165,16 +166,17 @@ class _Answerer:
 
 
 @contextmanager
-def processes(commands: list[list[str]]) -> Iterator[None]:
-    """Runs commands for the time of a block."""
+def processes(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Runs commands for the time of a block; they end with this process, however that ends."""
+    leash = LEASH if shutil.which(LEASH[0]) else ()
     running = [
         subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*leash, *command], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         for command in commands
     ]
     try:
-        yield
+        yield running
     finally:
         for process in running:
             process.send_signal(signal.SIGINT)
@@ -328,10 +330,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_lockstep.json"))
     given = parser.parse_args()
     options = json.loads(given.world_options)
-    root = Path(__file__).resolve().parents[1]
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", DOMAIN)
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(root / "config" / "fastdds_localhost.xml"))
+    isolate()
     with_policy = functools.partial(in_process, given.world, options, given.policy_ms, given.seconds)
     by_expert = functools.partial(expert_in_process, given.world, options, given.seconds)
     # Name -> (what is measured, its yardstick in process).

@@ -9,8 +9,9 @@ In every round, one right after the other, so that the load of the machine count
 - latency: in real time (`--factor` times), from an observation to the command that answers it, as somebody
   beside the policy sees both; first with nobody recording, then with an episode node for each robot, which
   records whoever commands (actor `external`).
-Resets count in `alone` and `recorded`. Ratios are of the same round; the median round is reported. Prints a
-table and writes the same as JSON.
+Resets count in `alone` and `recorded`. Ratios are of the same round; the median round is reported. CPU time
+of a step is that of the simulator, alone and while it is recorded, and of all that the episode nodes do; it
+depends less on what else the machine does. Prints a table and writes the same as JSON.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -39,6 +41,7 @@ from rclpy.action import ActionClient
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
+from efm_bringup.demo import isolate
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.message_values import message_stamp_ns
 from efm_core.summary import Mode, Summary
@@ -50,16 +53,24 @@ from efm_ros.conversion import stamp_to_ns
 from efm_ros.intake import Intake
 from efm_ros.qos import COMMANDS, IMAGES, deep
 
-DOMAIN = "103"
-WARM_UP_S = 3.0
+WARM_UP_ACTS = 4
 COLLECT = int(Mode.COLLECT)
 
 
-def alone(world: str, robots: list[str], seconds: float) -> float:
-    """Steps per second of resets and acts without anybody who records."""
-    with FleetClient("bench") as client, processes([simulator(world, {}, robots)]):
+def cpu_s(running: list[subprocess.Popen[bytes]]) -> float:
+    """CPU time that processes have spent so far."""
+    ticks = 0
+    for process in running:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def alone(world: str, robots: list[str], seconds: float) -> dict[str, float]:
+    """Steps per second of resets and acts without anybody who records, and the simulator's CPU time."""
+    with FleetClient("bench") as client, processes([simulator(world, {}, robots)]) as simulated:
         until = [0.0]
-        steps = dict.fromkeys(robots, 0)
+        steps, acts_done = dict.fromkeys(robots, 0), dict.fromkeys(robots, 0)
 
         def play(robot: str) -> None:
             resets = client.node.create_client(ResetWorld, f"{robot}/reset")
@@ -70,22 +81,27 @@ def alone(world: str, robots: list[str], seconds: float) -> float:
                 handle = answered(acts.send_goal_async(Act.Goal()))
                 result = answered(handle.get_result_async()).result
                 steps[robot] += result.steps if until[0] else 0
+                acts_done[robot] += 1
 
         threads = [threading.Thread(target=play, args=(robot,), daemon=True) for robot in robots]
         for thread in threads:
             thread.start()
-        time.sleep(WARM_UP_S)
-        began = time.perf_counter()
+        wait(lambda: min(acts_done.values()) >= WARM_UP_ACTS, "acts of the experts")
+        began, spent = time.perf_counter(), cpu_s(simulated)
         until[0] = began + seconds
         for thread in threads:
             thread.join(seconds + START_S)
-        return sum(steps.values()) / (time.perf_counter() - began)
+        total = sum(steps.values())
+        return {
+            "alone": total / (time.perf_counter() - began),
+            "alone_simulator_cpu_ms": 1000 * (cpu_s(simulated) - spent) / total,
+        }
 
 
 @contextmanager
 def recording(
     world: str, robots: list[str], wish: Wish, finished: Callable[[Summary], None]
-) -> Iterator[None]:
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Episode nodes for the time of a block, with spools of their own; they run episodes without end."""
     folder = Path(tempfile.mkdtemp(prefix="bench_recording"))
     commands = []
@@ -94,26 +110,33 @@ def recording(
         node += ["-p", f"embodiment:={world.partition(':')[0]}", "-p", f"spool:={folder / robot}"]
         commands.append([*node, "-p", "learner:=''", "-p", "use_sim_time:=true"])
     try:
-        with FleetClient("bench_client") as client, processes(commands):
+        with FleetClient("bench_client") as client, processes(commands) as nodes:
             names = client.robots(robots, START_S)
             listener = Listener(lambda robot, summary: finished(summary), lambda *words: None)
             threading.Thread(target=lambda: client.run(names, wish, listener), daemon=True).start()
-            yield
+            yield nodes
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def recorded(world: str, robots: list[str], seconds: float) -> float:
-    """Steps per second with everything recorded."""
+def recorded(world: str, robots: list[str], seconds: float) -> dict[str, float]:
+    """Steps per second with everything recorded, and CPU time of a step."""
     steps: list[int] = []
+    wish = Wish(COLLECT, 0, actor="expert")
     with (
-        processes([simulator(world, {}, robots)]),
-        recording(world, robots, Wish(COLLECT, 0, actor="expert"), lambda one: steps.append(one.steps)),
+        processes([simulator(world, {}, robots)]) as simulated,
+        recording(world, robots, wish, lambda one: steps.append(one.steps)) as nodes,
     ):
         wait(lambda: len(steps) >= 4 * len(robots), "recorded episodes")
         began, first = time.perf_counter(), len(steps)
+        before = cpu_s(simulated), cpu_s(nodes)
         time.sleep(seconds)
-        return sum(steps[first:]) / (time.perf_counter() - began)
+        total = sum(steps[first:])
+        return {
+            "recorded": total / (time.perf_counter() - began),
+            "recorded_simulator_cpu_ms": 1000 * (cpu_s(simulated) - before[0]) / total,
+            "recorded_nodes_cpu_ms": 1000 * (cpu_s(nodes) - before[1]) / total,
+        }
 
 
 class Observer:
@@ -183,8 +206,8 @@ def one_round(world: str, robots: list[str], seconds: float, factor: float) -> d
     """Measures everything once."""
     result = {
         "in_process": expert_in_process(world, {}, seconds / 2),
-        "alone": alone(world, robots, seconds),
-        "recorded": recorded(world, robots, seconds),
+        **alone(world, robots, seconds),
+        **recorded(world, robots, seconds),
     }
     reference = (result["in_process"] + expert_in_process(world, {}, seconds / 2)) / 2
     result |= {"in_process": reference, "recorded_to_alone": result["recorded"] / result["alone"]}
@@ -205,10 +228,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_recording.json"))
     given = parser.parse_args()
-    root = Path(__file__).resolve().parents[1]
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", DOMAIN)
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(root / "config" / "fastdds_localhost.xml"))
+    isolate()
     robots = [f"robot_{index}" for index in range(1, given.robots + 1)]
     rounds = []
     for index in range(given.rounds):
