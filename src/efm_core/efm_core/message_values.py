@@ -71,11 +71,8 @@ def state_message(values: npt.NDArray[np.floating], state: State, stamp_ns: int)
     """Returns the message of the state's topic that `state_values` reads `values` [S] from."""
     kind = message_class(STATE_TYPES[state.interface])
     if state.interface == "float64_multi_array":
-        size = len(state.entries)
-        dimension = message_class("std_msgs/msg/MultiArrayDimension")
-        layout = message_class("std_msgs/msg/MultiArrayLayout")
-        label = f"{STAMP_LABEL}{stamp_ns}"
-        return kind(layout([dimension(label, size, size)], 0), np.asarray(values, np.float64))
+        layout = _labelled_layout(len(state.entries), stamp_ns)
+        return kind(layout, np.asarray(values, np.float64))
     joints = list(dict.fromkeys(entry.joint_name for entry in state.entries))
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     for entry, value in zip(state.entries, values, strict=True):
@@ -113,6 +110,40 @@ def command_values(message: Any, action: Action, period: float) -> npt.NDArray[n
             f"{len(point.positions)} positions"
         )
     return np.array([point.positions[place[name]] for name in names], np.float64)
+
+
+def command_message(values: npt.NDArray[np.floating], action: Action, stamp_ns: int, period: float) -> Any:
+    """Returns the message of the command topic that `command_values` reads `values` [D] from.
+
+    Args:
+        values: of the action dimensions.
+        action: of the embodiment.
+        stamp_ns: of the observation that it answers [ns].
+        period: of control [s]; when a trajectory's point is reached.
+    """
+    kind = message_class(COMMAND_TYPES[action.interface])
+    numbers = np.asarray(values, np.float64)
+    if action.interface == "float64_multi_array":
+        return kind(_labelled_layout(len(numbers), stamp_ns), numbers)
+    header = make_header(stamp_ns, action.frame_id)
+    if action.interface == "twist_stamped":
+        vector = message_class("geometry_msgs/msg/Vector3")
+        parts = {"linear": vector(0.0, 0.0, 0.0), "angular": vector(0.0, 0.0, 0.0)}
+        for dimension, number in zip(action.dimensions, numbers, strict=True):
+            part, axis = dimension.name.split(".")
+            setattr(parts[part], axis, float(number))
+        return kind(header, message_class("geometry_msgs/msg/Twist")(**parts))
+    empty = np.zeros(0)
+    seconds, nanoseconds = divmod(round(period * SECOND_NS), SECOND_NS)
+    reached = message_class("builtin_interfaces/msg/Duration")(seconds, nanoseconds)
+    point = message_class("trajectory_msgs/msg/JointTrajectoryPoint")(numbers, empty, empty, empty, reached)
+    return kind(header, [dimension.name for dimension in action.dimensions], [point])
+
+
+def _labelled_layout(size: int, stamp_ns: int) -> Any:
+    dimension = message_class("std_msgs/msg/MultiArrayDimension")
+    label = f"{STAMP_LABEL}{stamp_ns}"
+    return message_class("std_msgs/msg/MultiArrayLayout")([dimension(label, size, size)], 0)
 
 
 def _seconds(point: Any) -> float:

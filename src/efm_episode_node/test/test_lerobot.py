@@ -12,6 +12,9 @@ import pytest
 
 from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.episode import check_episode, list_episodes, read_episode
+from efm_core.episode_file import read_episode_file
+from efm_core.episode_inputs import EpisodeInputs
+from efm_core.episode_rows import align
 from efm_core.errors import BadRequest, SpoolFull
 from efm_core.summary import Actor, EndReason, Mode, Outcome, Summary
 from efm_episode_node import episodes_command
@@ -188,6 +191,25 @@ def test_an_episode_comes_back_with_every_number_and_its_last_observation(record
         assert np.abs(before.images["top"].astype(int) - after.images["top"]).mean() < 3
         assert replace(after.summary, message="", **unjudged) == replace(before.summary, **unjudged)
         assert "imported from the LeRobot data set 'dataset'" in after.summary.message
+
+
+def test_an_imported_episode_has_the_topics_of_a_recorded_one(exported, tmp_path):
+    brought_back(exported, tmp_path / "back")
+    file = read_episode_file(tmp_path / "back/e0")
+    assert {name: topic.type_name for name, topic in file.topics.items()} == {
+        "camera/top/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
+        "joint_states": "sensor_msgs/msg/JointState",
+        TABLE.action.topic: "std_msgs/msg/Float64MultiArray",
+        "policy_step": "efm_msgs/msg/PolicyStep",
+        "instruction": "efm_msgs/msg/Instruction",
+        "episode_summary": "efm_msgs/msg/EpisodeSummary",
+    }
+    # Whoever only knows the command topic, as for a robot that something else commanded, finds the same.
+    steps = file.topics.pop("policy_step")
+    commands = align(file, EpisodeInputs(file)).steps
+    assert len(commands) == len(steps.messages) == STEPS
+    episode = read_episode(tmp_path / "back/e0")
+    assert np.array_equal([step.action for step in commands], episode.actions[:-1])
 
 
 def test_failed_attempts_are_left_out_unless_they_are_asked_for(recorded, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from efm_core.embodiment import Embodiment
 from efm_core.episode_writer import EpisodeWriter
-from efm_core.message_values import STATE_TYPES, state_message
+from efm_core.message_values import COMMAND_TYPES, STATE_TYPES, command_message, state_message
 from efm_core.schemas import make_header, message_class, serialize
 from efm_core.summary import Summary
 
@@ -61,6 +61,11 @@ def make_episode(
                 data = serialize(state_message(state[index], embodiment.state, stamp_ns))
                 writer.write(embodiment.state.topic, STATE_TYPES[embodiment.state.interface], stamp_ns, data)
             if index < steps:
+                period = 1.0 / embodiment.control_rate_hz
+                command = serialize(command_message(actions[index], embodiment.action, stamp_ns, period))
+                writer.write(
+                    embodiment.action.topic, COMMAND_TYPES[embodiment.action.interface], stamp_ns, command
+                )
                 step = _step(summary, index, stamp_ns, actions[index], int(actors[index]))
                 writer.write("policy_step", STEP_TYPE, stamp_ns, step)
         for pictures in images.values():
