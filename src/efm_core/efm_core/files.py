@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from efm_core.errors import SpoolFull
+from efm_core.errors import BadRequest, SpoolFull
 
 BLOCK_BYTES = 1 << 20  # Read at once when a file is hashed or copied.
 
@@ -60,3 +61,29 @@ def disk_full_is_told(what: str, where: Path) -> Iterator[None]:
             f"{what} cannot be written to {where}: {error.strerror}; what was stored before is untouched; "
             "free some space and try again"
         ) from error
+
+
+@contextmanager
+def made_whole(folder: Path, what: str) -> Iterator[Path]:
+    """Makes a folder under a temporary name, which it gives; it gets its own at the end, or nothing is left.
+
+    Args:
+        folder: to make; whoever fills it syncs the files in it.
+        what: it holds, for errors.
+
+    Raises:
+        BadRequest: the folder exists. SpoolFull: the disk is full.
+    """
+    if folder.exists():
+        raise BadRequest(f"{folder}: expected a folder that does not exist yet; choose another or remove it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with disk_full_is_told(what, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(folder)
+            sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from efm_core.embodiment import Embodiment
 from efm_core.episode import Episode, read_episode, read_summary
 from efm_core.errors import BadRequest, EfmError, EmbodimentMismatch
-from efm_core.files import disk_full_is_told, sync
+from efm_core.files import made_whole, sync
 from efm_core.summary import Actor, EndReason, Outcome, Summary
 from efm_episode_node.lerobot import format as lerobot
 from efm_episode_node.lerobot.statistics import ImageStatistics, RunningStatistics, vector_statistics
@@ -61,9 +60,19 @@ def export_lerobot(
         EmbodimentMismatch: The episodes are of different embodiments.
         SpoolFull: The disk is full.
     """
-    if out.exists():
-        raise BadRequest(f"{out}: expected a folder that does not exist yet; choose another or remove it")
     left_out: Counter[str] = Counter()
+    with made_whole(out, "the data set") as partial:
+        wanted, judged = _wanted(folders, failures, left_out)
+        labelled = judged and all(_is_labelled(folder) for folder in wanted)
+        count = _write(wanted, partial, labelled, left_out, file_mb)
+        if not count:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+            raise BadRequest(f"expected episodes to export, found none: {reasons or 'no episode at all'}")
+    return count, dict(left_out)
+
+
+def _wanted(folders: Sequence[Path], failures: bool, left_out: Counter[str]) -> tuple[list[Path], bool]:
+    """Returns the episodes to take, and whether a reward node judged all of them."""
     wanted: list[Path] = []
     judged = True
     for folder in folders:
@@ -77,21 +86,7 @@ def export_lerobot(
             continue
         judged = judged and bool(summary.reward_bundle_id)
         wanted.append(folder)
-    labelled = judged and all(_is_labelled(folder) for folder in wanted)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with disk_full_is_told("the data set", partial):
-            count = _write(wanted, partial, labelled, left_out, file_mb)
-            if not count:
-                reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-                raise BadRequest(f"expected episodes to export, found none: {reasons or 'no episode at all'}")
-            partial.rename(out)
-            sync(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return count, dict(left_out)
+    return wanted, judged
 
 
 def _write(

@@ -10,7 +10,6 @@ Left out: images outside of videos, depth, and data sets of version 2 (LeRobot c
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest
-from efm_core.files import disk_full_is_told, sync
+from efm_core.files import made_whole
 from efm_core.ids import new_episode_id
 from efm_core.summary import Actor, EndReason, Mode, Outcome, Summary
 from efm_episode_node.lerobot import format as lerobot
@@ -68,27 +67,15 @@ def import_lerobot(source: Path, out: Path, options: ImportOptions, rng: np.rand
             or leaves something open that `options` does not say.
         SpoolFull: The disk is full.
     """
-    if out.exists():
-        raise BadRequest(f"{out}: expected a folder that does not exist yet; choose another or remove it")
     dataset = _DataSet(source, options)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     count = 0
-    try:
-        with disk_full_is_told("the episodes", partial):
-            partial.mkdir(parents=True)
-            for row in tqdm(
-                dataset.episodes(), total=dataset.length, desc="importing", unit="episode", disable=None
-            ):
-                dataset.write(row, partial, rng)
-                count += 1
-            if not count:
-                raise BadRequest(f"{source}: expected episodes, found none")
-            partial.rename(out)
-            sync(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with made_whole(out, "the episodes") as partial:
+        rows = dataset.episodes()
+        for row in tqdm(rows, total=dataset.length, desc="importing", unit="episode", disable=None):
+            dataset.write(row, partial, rng)
+            count += 1
+        if not count:
+            raise BadRequest(f"{source}: expected episodes, found none")
     return count
 
 
