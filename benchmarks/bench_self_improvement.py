@@ -354,7 +354,12 @@ def run_seed(study: Study, results: Mapping[str, Any], keep: Any, processes: int
         trainer = PracticeTrainer(learnt.policy, PracticeSettings(seed=seed, **experiment.practice))
         evaluate = partial(study.evaluate, player, learnt.policy)
         practice = Practice(trainer, player, seed, evaluate, study.folder / f"practice-{count}")
-        found = practice.run(experiment.iterations, experiment.evaluate_every, experiment.evaluated)
+        found = practice.run(
+            results[f"{seed}/sft"]["sampled"],
+            experiment.iterations,
+            experiment.evaluate_every,
+            experiment.evaluated,
+        )
         greedy = study.evaluate(player, learnt.policy, experiment.evaluated, greedy=True)
         keep(f"{seed}/practice", {**found, "greedy": greedy, "seconds": time.monotonic() - began})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,18 @@ class Practice:
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
-    def run(self, iterations: int, every: int, episodes: int) -> dict[str, Any]:
+    def run(self, before: Mapping[str, Any], iterations: int, every: int, episodes: int) -> dict[str, Any]:
         """Practises to the end and returns the curve, what every iteration saw, and the guard's word.
 
         Args:
+            before: Counts of the policy as it comes, the first point of the curve.
             iterations: In all.
             every: Iterations between two evaluations.
-            episodes: Of an evaluation on the way; those at the ends have twice as many.
+            episodes: Of an evaluation on the way; the last one has twice as many.
         """
         state = self.state
         if not state["curve"]:
-            self._evaluate(episodes * 2)
+            state["curve"].append({"iteration": 0, "practised": 0, **before})
         while state["iteration"] < iterations:
             self._iterate()
             done = state["iteration"] == iterations
