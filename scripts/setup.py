@@ -161,16 +161,10 @@ class Workshop:
         if self.venv.exists():
             say(f"replacing {self.venv}: it was made for another Python or place, or it was never finished")
             shutil.rmtree(self.venv)
-        made = subprocess.run(
-            [python, "-m", "venv", *options, str(self.venv)],
-            capture_output=True,
-            text=True,
-            env=clean_environment(),
-        )
-        if made.returncode != 0:
-            raise_if_disk_is_full(made.stdout + made.stderr)
+        self.venv.mkdir()
+        if self.call([python, "-m", "venv", *options, str(self.venv)], clean_environment()) != 0:
             raise SetupError(
-                f"`{python} -m venv` failed: {(made.stdout + made.stderr).strip()}\n"
+                f"`{python} -m venv` failed.\n{self.tail()}\n"
                 "Next: on Debian and Ubuntu `apt-get install python3-venv`, then start again."
             )
         self.pip("install", "--upgrade", "pip>=24,<26")

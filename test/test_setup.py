@@ -202,13 +202,19 @@ def test_a_stage_that_was_begun_is_due_even_when_its_change_is_taken_back(checko
     assert names(workshop.to_do()) == ["message types", "the packages of src"]
 
 
-def test_a_command_that_outlives_set_up_keeps_the_next_one_waiting(checkout):
-    """A set-up was killed, its pip went on, and the next set-up began beside it."""
+@pytest.mark.parametrize("stage", ["make_venv", "install_packages"])
+def test_a_command_that_outlives_set_up_keeps_the_next_one_waiting(checkout, monkeypatch, stage):
+    """A set-up was killed, its venv or pip went on, and the next set-up began beside it."""
     lock = os.open(checkout / "scripts", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    give_python(checkout, "sleep 60 & echo $! > sleeper")
-    workshop = setup.Workshop(checkout, BARE, lock)
-    assert workshop.call([str(workshop.python)], dict(os.environ)) == 0
+    give_python(checkout, f"sleep 60 & echo $! > {checkout}/sleeper; exit 1")
+    python = (checkout / ".venv/bin/python").rename(checkout / "python3")
+    if stage == "make_venv":
+        monkeypatch.setattr(sys, "_base_executable", str(python))
+    else:
+        (checkout / ".venv/bin/python").symlink_to(python)
+    with pytest.raises(setup.SetupError):
+        getattr(setup.Workshop(checkout, BARE, lock), stage)()
     os.close(lock)
     other = os.open(checkout / "scripts", os.O_RDONLY)
     with pytest.raises(BlockingIOError):
