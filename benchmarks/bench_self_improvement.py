@@ -291,6 +291,7 @@ def main() -> None:
     parser.add_argument("--fine-tune", nargs="+", help="fine-tune these, such as policy-3000, and stop")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)  # Several experiments run side by side.
     experiment = changed(EXPERIMENTS[options.experiment], json.loads(options.change))
     studies = [
         Study(seed, experiment, options.work / f"{options.experiment}-{seed}", options.device)
