@@ -16,6 +16,7 @@ from pathlib import Path
 
 from efm_core.errors import BadRequest, SpoolFull
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 1 << 20  # Read at once when a file is hashed or copied.
 
 
@@ -55,7 +56,7 @@ def disk_full_is_told(what: str, where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         raise SpoolFull(
             f"{what} cannot be written to {where}: {error.strerror}; what was stored before is untouched; "

@@ -20,7 +20,7 @@ from types import TracebackType
 from efm_core.archive import PartSource
 from efm_core.episode_file import is_episode
 from efm_core.errors import BadRequest, SpoolFull, SpoolLocked, TransferCorrupt
-from efm_core.files import disk_full_is_told, sync
+from efm_core.files import DISK_FULL, disk_full_is_told, sync
 from efm_core.ids import check_name
 
 LOCK_FILE = ".lock"
@@ -56,8 +56,9 @@ class Spool:
             free_bytes: tells the free space of a folder's disk.
 
         Raises:
-            BadRequest: a limit is not positive. SpoolLocked: another process owns the spool; names it.
-            SpoolFull: the disk is so full that the folder or its lock file cannot be made.
+            BadRequest: a limit is not positive, or the folder cannot be written. SpoolLocked: another
+                process owns the spool; names it. SpoolFull: the disk is so full that the folder or its lock
+                file cannot be made.
         """
         if quota_bytes <= 0 or reserve_bytes < 0:
             raise BadRequest(
@@ -69,8 +70,7 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self._free_bytes = free_bytes
         with disk_full_is_told("the spool's lock", self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = self._open_lock()
             try:
                 self._take_lock()
                 self.broken = self._put_aside()
@@ -183,6 +183,18 @@ class Spool:
             raise BadRequest(
                 f"spool {self.path}: the folder is gone; put it back if somebody moved it or took its disk "
                 "away, and start this node anew"
+            ) from error
+
+    def _open_lock(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            raise BadRequest(
+                f"spool {self.path}: expected a folder that this process can make and write, found: "
+                f"{error.strerror}; name another with the parameter spool"
             ) from error
 
     def _take_lock(self) -> None:

@@ -144,3 +144,10 @@ def test_a_spool_that_was_taken_away_is_told_in_words(tmp_path: Path) -> None:
         for ask in (spool.pending, spool.usage, spool.free, spool.require_space):
             with pytest.raises(BadRequest, match="the folder is gone"):
                 ask()
+
+
+def test_a_spool_that_cannot_be_a_folder_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file/spool"):
+        with pytest.raises(BadRequest, match="expected a folder that this process can make and write"):
+            Spool(path, PLENTY)
