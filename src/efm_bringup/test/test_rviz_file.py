@@ -1,7 +1,7 @@
 """The RViz file is one that RViz 14 (Jazzy) understands, which leaves out in silence what it does not know.
 
 Names of classes and properties and choices of values are compared with the lists below, which hold what the
-file uses of RViz. That RViz shows them is not checked here.
+file uses of RViz.
 """
 
 from typing import Any
@@ -76,8 +76,6 @@ PANELS: dict[str, Known] = {
         "Tree Height": int,
         "Property Tree Widget": {"Expanded": list, "Splitter Ratio": float},
     },
-    "rviz_common/Views": {"Expanded": list, "Splitter Ratio": float},
-    "rviz_common/Time": {"Experimental": bool, "SyncMode": int, "SyncSource": str},
 }
 ORBIT: Known = {
     "Class": str,
@@ -151,8 +149,16 @@ def test_rviz_knows_every_class_and_property_of_the_file(file):
 def test_every_display_and_panel_has_a_name_of_its_own_in_the_window(file):
     names = [entry["Name"] for entry in [*file["Visualization Manager"]["Displays"], *file["Panels"]]]
     assert len(set(names)) == len(names)
-    sizes = {"Width", "Height", "X", "Y", "Hide Left Dock", "Hide Right Dock"}
+    sizes = {"Width", "Height", "X", "Y", "Hide Left Dock", "Hide Right Dock", "QMainWindow State"}
     assert set(file["Window Geometry"]) - sizes <= set(names)
+
+
+def test_the_state_of_the_window_places_what_is_in_it_and_leaves_most_of_it_to_the_robots(file):
+    window = file["Window Geometry"]
+    state = bytes.fromhex(window["QMainWindow State"])
+    for name in ("Displays", "What they see"):
+        assert name.encode("utf-16-be") in state
+    assert int.from_bytes(state[17:21], "big") < window["Width"] / 2
 
 
 def test_rviz_hears_what_the_nodes_send(file):
