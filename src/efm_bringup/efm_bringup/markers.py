@@ -58,7 +58,7 @@ class RobotMarkers:
         self._scene = scene
         self._frames = Frames(robot, scene)
         self._trails: dict[str, list[Vector]] = {effector.name: [] for effector in scene.effectors}
-        self._trail_of = ""
+        self._trail_of = ("", 0)
 
     def make(
         self, look: Look, state: Mapping[str, float] | None, command: Mapping[str, float]
@@ -70,10 +70,14 @@ class RobotMarkers:
             state: Entries of the state by name; None: not known.
             command: Last command of the running episode by name; empty: none.
         """
-        if look.episode_id and look.episode_id != self._trail_of:
-            self._trail_of = look.episode_id
-            for trail in self._trails.values():
-                trail.clear()
+        if look.episode_id:
+            episode_id, step = self._trail_of
+            if (
+                look.episode_id != episode_id or look.step < step
+            ):  # A bag that is played in a loop begins anew.
+                for trail in self._trails.values():
+                    trail.clear()
+            self._trail_of = (look.episode_id, look.step)
         markers = [self._space(look), *self._cameras()]
         for index, effector in enumerate(self._scene.effectors):
             markers += self._effector(index * EFFECTOR_IDS, effector, look, state, command)

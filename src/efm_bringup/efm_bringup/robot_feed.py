@@ -24,7 +24,7 @@ from efm_core.errors import ObservationInvalid
 from efm_core.message_values import message_stamp_ns
 from efm_core.summary import Actor, Mode, Outcome
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, Instruction, PolicyStep, StepsToGo
-from efm_ros.conversion import state_from_message
+from efm_ros.conversion import stamp_to_ns, state_from_message
 from efm_ros.names import in_robot
 from efm_ros.qos import EVENTS, IMAGES, LATCHED
 
@@ -65,7 +65,7 @@ class RobotFeed:
         self._embodiment = embodiment
         self._subscriptions: list[Subscription] = []
         self._curve: deque[float] = deque(maxlen=CURVE_LENGTH)
-        self._curve_of = ""
+        self._curve_of = ("", 0)
         bins = embodiment.steps_to_go
         self._greatest = float(bins.bins * bins.width)
         self._step = self._newest(PolicyStep, "policy_step", IMAGES)
@@ -160,9 +160,11 @@ class RobotFeed:
 
     def _on_prediction(self, data: bytes) -> None:
         prediction: StepsToGo = deserialize_message(data, StepsToGo)
-        if prediction.episode_id != self._curve_of:
-            self._curve_of = prediction.episode_id
+        stamp_ns = stamp_to_ns(prediction.header.stamp)
+        episode_id, newest_ns = self._curve_of
+        if prediction.episode_id != episode_id or stamp_ns < newest_ns:  # A bag that is played in a loop.
             self._curve.clear()
+        self._curve_of = (prediction.episode_id, stamp_ns)
         self._curve.append(prediction.expectation)
         self._prediction = prediction
 

@@ -86,6 +86,9 @@ def test_the_trail_is_of_one_episode(drawn):
     assert [point.x for point in trail(ACTING, 0.1).points] == pytest.approx([0.0, 0.1])
     ended = dataclasses.replace(ACTING, episode_id="")
     assert len(trail(ended, 0.2).points) == 2
+    again = dataclasses.replace(ACTING, step=0)
+    assert trail(again, 0.0).action == Marker.DELETE, "a bag in a loop begins anew"
+    trail(again, 0.1)
     assert trail(dataclasses.replace(ACTING, episode_id="e2"), 0.3).action == Marker.DELETE
 
 

@@ -97,6 +97,9 @@ def test_a_feed_tells_the_story_of_an_episode(world, robots, spinner):
     robot.begin("e2", "push the moon")
     spinner.until(lambda: feed.look().episode_id == "e2", "the next episode")
     assert (feed.look().curve, feed.look().judged, feed.look().step) == ((), False, 0)
+    for time_ns, expectation in ((9 * SECOND, 40.0), (2 * SECOND, 39.0)):
+        robot.judge("e2", expectation, header=Header(stamp=ns_to_stamp(time_ns)))
+    spinner.until(lambda: feed.look().curve == (39.0,), "a bag in a loop, which begins anew")
     robot.take_over(True)
     spinner.until(lambda: feed.look().takeover, "a takeover")
     feed.close()
