@@ -62,6 +62,7 @@ class Stack:
             "use_sim_time": True,
             "spool": str(self.folder / "spool"),
             "learner": "",
+            "learner_timeout_s": 0.0,
             "reset_timeout_s": 5.0,
             "stall_timeout_s": 3.0,
             "settle_timeout_s": 5.0,
