@@ -25,7 +25,8 @@ from efm_bringup.up_command import parse_assignments
 from efm_core.errors import EfmError, WaitTimeout
 from efm_msgs.msg import LearnerStatus
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 300.0  # On a busy machine a learner takes minutes to load; one that dies ends the wait.
+ATTACH_DEADLINE_S = 60.0
 POLL_S = 0.5
 
 
@@ -90,9 +91,11 @@ def practise(
         if not attach:
             group = stack.enter_context(ProcessGroup(nodes_of("practice", arguments), run / "logs"))
         monitor = stack.enter_context(FleetMonitor(values.robots))
-        wait_for(lambda: monitor.learner is not None, "the learner's status", START_DEADLINE_S, group)
+        deadline_s = ATTACH_DEADLINE_S if attach else START_DEADLINE_S
+        hint = "is the stack up? (efm up practice)" if attach else f"what it does is in {run / 'logs'}"
+        wait_for(lambda: monitor.learner is not None, f"the learner's status; {hint}", deadline_s, group)
         wait_for(
-            lambda: monitor.finished > 0 or _stopped(monitor), "a first episode", START_DEADLINE_S, group
+            lambda: monitor.finished > 0 or _stopped(monitor), f"a first episode; {hint}", deadline_s, group
         )
         bar = stack.enter_context(tqdm(unit="episode", file=sys.stdout, disable=quiet, mininterval=1.0))
         end = time.monotonic() + seconds if seconds else float("inf")
