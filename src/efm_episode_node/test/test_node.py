@@ -3,6 +3,7 @@ die.
 """
 
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -136,6 +137,26 @@ def test_a_simulator_that_dies_ends_the_episode_as_a_fault_and_the_run_goes_on(s
     stamps = sorted((s.start_ns, s.stamp_ns) for s in map(read_summary, stack.episodes()))
     last_before = max(summary.stamp_ns for summary in faulty)
     assert before is None or stamps[-1][0] > last_before, "stamps rise over the restart"
+
+
+def test_a_robot_whose_clock_was_set_back_is_recorded_again(stack):
+    tomorrow_ns = time.time_ns() + 86_400 * 10**9
+    (stack.folder / "tomorrow").write_text(str(tomorrow_ns))
+    stack.start_sim(clock_file=str(stack.folder / "tomorrow"))
+    stack.start_models()
+    stack.start_episodes()
+    run = stack.begin(Mode.PRACTICE, episodes=0)
+    stack.until(lambda: stack.summaries, "an episode", 60)
+    assert stamp_to_ns(stack.summaries[0].start) > tomorrow_ns
+    stack.until_acting()
+    stack.kill("sim")
+    stack.start_sim(clock_file=str(stack.folder / "today"))
+    today = lambda: [one for one in stack.summaries if stamp_to_ns(one.start) < tomorrow_ns]  # noqa: E731
+    stack.until(lambda: len(today()) >= 2, "episodes of today", 90)
+    assert stack.call("stop").success
+    stack.until(run.done, "the end of the run")
+    for folder in stack.episodes():
+        assert check_episode(folder) == []
 
 
 def test_a_policy_that_dies_ends_the_episode_as_a_fault_and_the_run_goes_on(stack):
