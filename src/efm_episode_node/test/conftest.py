@@ -20,6 +20,8 @@ from efm_msgs.msg import EpisodeStatus, EpisodeSummary
 from efm_ros.qos import EVENTS, LATCHED
 from efm_ros.testing import PATIENCE_S, Spinner
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 COUNTER = itertools.count()
 FAKE_MODELS = Path(__file__).with_name("fake_models.py")
 
