@@ -197,8 +197,11 @@ class LearnerNode(EfmLifecycleNode):
     def _go_on(self, run: PracticeRun) -> None:
         """Takes what arrives and learns from it, until the node stops."""
         self._announce(run)
-        self._resting = False
+        self._resting = True  # What robots do meanwhile would be old before it is learned from.
+        self._say(LearnerStatus.PHASE_WAITING, "the learner gets ready")
         run.prepare()
+        self._resting = False
+        self._tell(LearnerStatus.PHASE_WAITING)
         while not self._stopping.is_set():
             self._wake.clear()
             arrived = run.unseen()

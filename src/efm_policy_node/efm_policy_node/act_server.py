@@ -30,6 +30,8 @@ from efm_ros.conversion import ns_to_stamp
 RIVAL_PATIENCE_S = 3.0
 RESULT_KEPT_S = 60
 FEEDBACK_PERIOD_S = 1.0
+# Looks in a row at which a client that was never seen in the graph counts as gone; a new one takes less.
+UNSEEN_AT_MOST = 5
 
 Prepare = Callable[[Act.Goal], tuple[ActGoal, OnnxPolicy | None]]
 
@@ -54,7 +56,8 @@ class ActServer:
         self._endings: dict[int, Future] = {}  # By the identity of the act's goal.
         self._running: ServerGoalHandle | None = None
         self._goals = f"{node.resolve_service_name(name)}/_action/send_goal"
-        self._was_watched = False  # Whether the running act's client was in the graph at the last look.
+        # Whether the running act's client was in the graph at the last look, and looks since it was.
+        self._was_watched, self._unseen = False, 0
         self._server = ActionServer(
             node, Act, name, self._execute, cancel_callback=self._cancel, result_timeout=RESULT_KEPT_S
         )
@@ -83,7 +86,7 @@ class ActServer:
         except Exception as error:  # noqa: BLE001  Whatever it is, the client gets a result with a reason.
             self._endings.pop(id(goal), None)
             return self._refuse(handle, error)
-        self._running, self._was_watched = handle, False
+        self._running, self._was_watched, self._unseen = handle, False, 0
         if handle.is_cancel_requested:  # It came while the act began.
             self._loop.cancel()
         ending: Ending = await self._endings[id(goal)]
@@ -155,10 +158,12 @@ class ActServer:
         handle = self._running
         if handle is None or not handle.is_active:
             return
-        status = self._loop.status()
-        handle.publish_feedback(Act.Feedback(step=status.steps, stamp=ns_to_stamp(status.stamp_ns)))
-        # Whoever died can neither see success nor stop the act, and nobody records it.
+        # Whoever died can neither see success nor stop the act, and nobody records it. The look comes before the
+        # feedback: a client may leave at its first.
         is_watched = self._node.count_clients(self._goals) > 0
-        if self._was_watched and not is_watched:
+        self._unseen = 0 if is_watched else self._unseen + 1
+        if self._unseen and (self._was_watched or self._unseen > UNSEEN_AT_MOST):
             self._loop.cancel(Reason.CANCELLED, "the client of this act is gone from the graph")
         self._was_watched = is_watched
+        status = self._loop.status()
+        handle.publish_feedback(Act.Feedback(step=status.steps, stamp=ns_to_stamp(status.stamp_ns)))

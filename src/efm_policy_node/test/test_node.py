@@ -107,9 +107,11 @@ def test_an_act_whose_client_is_gone_ends_and_the_robot_is_held(cell):
     robot.act.send_goal_async(Act.Goal(episode_id="e", start=start), heard.append)
     cell.until(lambda: heard, "feedback")
     robot.act.destroy()
-    cell.until(lambda: "is gone from the graph" in cell.process.log, "the end of the act")
-    cell.until(robot.is_held, "holding still")
-    robot.act = ActionClient(cell.node, Act, "policy/act")
+    try:
+        cell.until(lambda: "is gone from the graph" in cell.process.log, "the end of the act")
+        cell.until(robot.is_held, "holding still")
+    finally:
+        robot.act = ActionClient(cell.node, Act, "policy/act")
 
 
 def test_a_goal_is_refused_while_another_act_runs_and_that_one_goes_on(cell):
