@@ -158,8 +158,8 @@ class ActServer:
         handle = self._running
         if handle is None or not handle.is_active:
             return
-        # Whoever died can neither see success nor stop the act, and nobody records it. The look comes before the
-        # feedback: a client may leave at its first.
+        # Whoever died can neither see success nor stop the act, and nobody records it. The look comes before
+        # the feedback: a client may leave at its first.
         is_watched = self._node.count_clients(self._goals) > 0
         self._unseen = 0 if is_watched else self._unseen + 1
         if self._unseen and (self._was_watched or self._unseen > UNSEEN_AT_MOST):
