@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from efm_core.action_tokens import ActionTokenizer
@@ -177,15 +178,19 @@ def take(run: PracticeRun, numbers: Sequence[int], **changes: Any) -> None:
 def state_of(run: PracticeRun) -> dict[str, Any]:
     """All that must not depend on how often the process died.
 
-    Ids of bundles are left out: they hold the revision of the source tree, which may change meanwhile.
+    Ids of bundles are left out: they hold the revision of the source tree, which may change meanwhile. So are
+    the names within a graph: they depend on what the same process has traced before.
     """
-    files = {v: run.folder.bundle(name).manifest.files for v, name in run._versions.items()}
+    graphs = {v: run.folder.bundle(name).file("model.onnx") for v, name in run._versions.items()}
     return {
         "weights": {name: value.clone() for name, value in run.trainer.network.state_dict().items()},
         "moments": [state["exp_avg"].clone() for state in run.trainer.optimizer.state.values()],
         "journal": [(entry["episode"], entry["reason"]) for entry in run._journal.entries],
         "metrics": [(m["iteration"], m["loss"], m["version"]) for m in run._metrics.entries],
-        "versions": {version: table["model.onnx"]["sha256"] for version, table in files.items()},
+        "versions": {
+            version: sorted(tensor.raw_data for tensor in onnx.load(path).graph.initializer)
+            for version, path in graphs.items()
+        },
         "buffered": [taken.rollout.episode_id for taken in run._buffer],
         "guard": run.guard.state(),
         "counts": (run.version, run.episodes_taken, run.steps_taken, run.episodes_refused),
