@@ -252,7 +252,7 @@ class Study:
             "steps": config.steps,
             "detector": {key: report["detector"][key] for key in kept},
             "mean_absolute_error": report["mean_absolute_error"],
-            "rank_correlation": report.get("rank_correlation"),
+            "rank_correlation": report["rank_correlation"],
             "chosen": trained.state.best,
             "backbone": trained.policy.backbone_settings,
             "rows_per_second": round(trained.samples_per_second),

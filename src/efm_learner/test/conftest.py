@@ -1,5 +1,7 @@
 """Lets the tests of this package import the helpers that lie beside them, and keeps torch to one thread."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +51,16 @@ def start(tmp_path, bundles, exporter):
     yield start
     for run in opened:
         run.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB, where this process may mount one."""
+    path = tmp_path / "run"
+    path.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
+    if mount is None or subprocess.run([mount, *options], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)

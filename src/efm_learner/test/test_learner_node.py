@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
-import subprocess
 
 import learner_cell
 import practised
@@ -198,18 +196,6 @@ def test_without_a_verifier_the_status_says_what_the_guard_cannot_see(learner, r
     learner(verifier="")
     robot.until("a status", lambda s: "there is no verifier" in s.message)
     assert robot.status.guard == ""
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    path = tmp_path / "run"
-    path.mkdir()
-    mount = shutil.which("mount")
-    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
-    if mount is None or subprocess.run([mount, *options], capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def test_on_a_full_disk_the_learner_rests_and_goes_on_when_there_is_space(

@@ -137,19 +137,6 @@ def test_killed_at_any_moment_the_run_ends_in_the_same_state(start, tmp_path, bu
     assert episodes == [practised.episode_name(number) for number in numbers]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB, where this process may mount one."""
-    path = tmp_path / "run"
-    path.mkdir()
-    mount = shutil.which("mount")
-    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
-    if mount is None or subprocess.run([mount, *options], capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def test_on_a_full_disk_the_error_is_clear_and_nothing_is_lost(small_disk, start):
     whole = start(folder="whole")
     for number in (1, 2, 3, 4):
