@@ -104,8 +104,10 @@ def test_chunks_with_inference_ahead_keep_the_rate_with_a_model_slower_than_the_
         cell.robot.run(60.0, wall_ns(cell))
         assert cell.goal(max_steps=60).result().reason == Reason.OK
         cell.until(lambda: len(cell.robot.steps) == 60, "60 steps")
-        indices = {step.chunk_index for step in cell.robot.steps[10:]}
-        assert max(indices) > 3 and 0 not in indices  # entered where time had got to, not at its beginning
+        # A chunk is entered where time has got to, not at its beginning, but for moments in which a busy
+        # machine has nothing left to do. Without inference ahead every fourth step is a beginning.
+        indices = [step.chunk_index for step in cell.robot.steps[10:]]
+        assert max(indices) > 3 and indices.count(0) < 0.5 * len(indices) / embodiment.action.execute
         arrivals = np.array(cell.robot.arrivals[5:60])
         assert (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) <= 1.1 * RATE_HZ
         # Without inference ahead every chunk would wait for the model; a busy machine adds a wait or two.

@@ -96,16 +96,18 @@ SENTENCES: Mapping[str, str] = {
 WANDER = np.array([0.12, 0.10, 0.08])  # m
 WAYPOINT_REACHED, WAYPOINT_PATIENCE = 0.03, 15  # m, steps
 GAIN = 10.0  # of the experts' own proportional control, action per metre
-MISSES_BY = (0.07, 0.12)  # m, beside the object
+LOSES_AT, LETS_GO_STEPS = (0, 12), 4  # control steps until it loses the object, and that it jerks away then
+IN_THE_GRIPPER = np.array([0.0, 0.0, -0.03])  # m, where an object that is held lies, from the hand
 WRONG_GOAL_BY = (0.12, 0.2)  # m, beside the goal
 FAILURE_STEPS = (20, 40)  # control steps before a deliberate failure gives up
+HAND = slice(0, 3)
 OBJECT, GOAL = slice(4, 7), slice(36, 39)  # within the full state
 
 
 class ScriptedSkill:
     """The task's own expert, made to wander, slip and fail.
 
-    It fails by missing the object and carrying on without it, by going to the wrong place, or by stopping
+    It fails by losing the object and carrying on as if it held it, by going to a wrong place, or by stopping
     short: the first is what teaches steps-to-go that a hand at the goal is not yet success.
     """
 
@@ -122,16 +124,21 @@ class ScriptedSkill:
         self._slip_action = np.zeros(4)
         self._steps = 0
         self._fails_at = int(rng.integers(*FAILURE_STEPS)) if fails else -1
-        self._belief = np.zeros(FULL_STATE)
+        self._goal_error = np.zeros(3)
+        self._loses_at: int | None = None
         if fails:
-            # A belief about what the expert does not look at would change nothing.
+            # An error in what the expert does not look at would change nothing.
             looks_at = " ".join(policy._parse_obs(world.observation))
             kinds = ["stops short"] + ["wrong goal"] * ("goal" in looks_at)
-            kinds += ["misses"] * (not world.spec.name.startswith("metaworld:reach"))
+            kinds += ["loses it"] * (not world.spec.name.startswith("metaworld:reach"))
             kind = rng.choice(kinds)
-            self._fails_at = self._fails_at // 4 if kind == "stops short" else self._fails_at
-            self._belief[OBJECT] = _aside(MISSES_BY, rng) * (kind == "misses")
-            self._belief[GOAL] = _aside(WRONG_GOAL_BY, rng) * (kind == "wrong goal")
+            if kind == "stops short":
+                self._fails_at //= 4
+            elif kind == "loses it":
+                self._loses_at, self._lets_go = int(rng.integers(*LOSES_AT)), _away(rng)
+                self._fails_at += self._loses_at
+            else:
+                self._goal_error = _aside(WRONG_GOAL_BY, rng)
 
     @property
     def given_up(self) -> bool:
@@ -145,15 +152,14 @@ class ScriptedSkill:
     def slip(self) -> np.ndarray:
         """Lets go and jerks away, upwards and to a side; one direction for the length of a slip."""
         if not self._slip_action.any():
-            aside = self._rng.uniform(-1.0, 1.0, 2)
-            self._slip_action = np.array([*aside, 0.5, -1.0])
+            self._slip_action = _away(self._rng)
             self._gripper = -1.0
         return self._slip_action
 
     def act(self) -> np.ndarray:
         """Visits the waypoints that are left, then does as the task's expert says."""
         self._slip_action = np.zeros(4)
-        seen = self._world.observation
+        seen = self._world.observation.copy()
         while self._waypoints:
             offset = self._waypoints[0] - seen[:3]
             if np.linalg.norm(offset) > WAYPOINT_REACHED and self._waypoint_steps < WAYPOINT_PATIENCE:
@@ -162,12 +168,22 @@ class ScriptedSkill:
             self._waypoints.pop(0)
             self._waypoint_steps = 0
         self._steps += 1
+        if self._loses_at is not None and self._steps > self._loses_at:
+            if self._steps <= self._loses_at + LETS_GO_STEPS:
+                return self._lets_go
+            seen[OBJECT] = seen[HAND] + IN_THE_GRIPPER
+        seen[GOAL] += self._goal_error
         with warnings.catch_warnings():
             # The experts' own gains exceed the action's range on purpose; it is clipped.
             warnings.simplefilter("ignore")
-            action = np.asarray(self._policy.get_action(seen + self._belief), np.float64)
+            action = np.asarray(self._policy.get_action(seen), np.float64)
         self._gripper = float(action[3])
         return action
+
+
+def _away(rng: np.random.Generator) -> np.ndarray:
+    """Returns an action that lets go and jerks up and to a side."""
+    return np.array([*rng.uniform(-1.0, 1.0, 2), 0.5, -1.0])
 
 
 def _aside(distance: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
