@@ -99,7 +99,7 @@ def practise(
         )
         bar = stack.enter_context(tqdm(unit="episode", file=sys.stdout, disable=quiet, mininterval=1.0))
         end = time.monotonic() + seconds if seconds else float("inf")
-        began, iteration = time.monotonic(), -1
+        began, iteration, doubt = time.monotonic(), -1, ""
         with contextlib.suppress(KeyboardInterrupt):
             while not _stopped(monitor) and time.monotonic() < end:
                 for line in group.watch() if group else ():
@@ -109,6 +109,9 @@ def practise(
                 if status.iteration != iteration:
                     iteration = status.iteration
                     bar.write(_line(status), file=sys.stdout)
+                if status.guard != doubt:
+                    doubt = status.guard
+                    bar.write(f"guard: {doubt or 'no doubt any more'}", file=sys.stdout)
                 rate = monitor.steps / max(1e-9, time.monotonic() - began)
                 bar.set_postfix_str(f"iteration {iteration}, {rate:.0f} steps/s", refresh=False)
                 bar.update(monitor.finished - bar.n)
@@ -145,7 +148,6 @@ def _line(status: LearnerStatus) -> str:
     return (
         f"iteration {status.iteration}: {status.episodes} episodes, detected {status.detected_success:.2f}, "
         f"{status.mean_steps:.1f} steps an episode, return {status.mean_return:.2f}, KL {status.kl:.3f}"
-        + (f" - {status.guard}" if status.guard else "")
     )
 
 

@@ -328,7 +328,7 @@ class EpisodeNode(EfmLifecycleNode):
         self._post(Wake())
 
     def _on_learner(self, message: LearnerStatus) -> None:
-        why_not = message.message or message.guard or "its buffer is full"
+        why_not = message.message or "its buffer is full"
         self._learner.heard(message.accepting, why_not, message.bundle_id)
         self._look_at_learner()
 

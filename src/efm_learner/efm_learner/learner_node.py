@@ -59,7 +59,7 @@ class LearnerNode(EfmLifecycleNode):
         self._lock = threading.Lock()
         self._told = LearnerStatus(phase=LearnerStatus.PHASE_WAITING, mean_return=math.nan, kl=math.nan)
         self._last: Step | None = None
-        self._announced, self._resting = "", False
+        self._announced, self._alarm, self._resting = "", "", False
         # Episodes on disk that were not taken in yet, and how many decisions one of them has, roughly.
         self._arriving, self._decisions_each = 0, 1.0
         self._began = self._idle_s = self._iterated = 0.0
@@ -84,8 +84,7 @@ class LearnerNode(EfmLifecycleNode):
         )
         self._opened.append(lambda: self.destroy_timer(timer))
         self._tell(LearnerStatus.PHASE_WAITING)
-        if run.message:
-            self.get_logger().warning(run.message)
+        self._warn_of(run)
 
     def start(self) -> None:
         """Begins to practise."""
@@ -120,8 +119,8 @@ class LearnerNode(EfmLifecycleNode):
             told = self._told
             self.diagnose(
                 "practice",
-                WARN if told.message else OK,
-                told.message or "practising",
+                WARN if told.message or told.guard else OK,
+                told.message or told.guard or "practising",
                 iteration=told.iteration,
                 bundle=told.bundle_id,
                 episodes=told.episodes,
@@ -249,8 +248,13 @@ class LearnerNode(EfmLifecycleNode):
             f"detected {report.detected:.2f}{verified}, return {report.mean_return:.2f}, KL {report.kl:.3f}, "
             f"bundle {step.bundle.id} in {time.monotonic() - began:.2f} s"
         )
-        if run.alarm:
-            self.get_logger().warning(run.alarm)
+        self._warn_of(run)
+
+    def _warn_of(self, run: PracticeRun) -> None:
+        """Logs what the guard says, once."""
+        if run.alarm != self._alarm:
+            self._alarm = run.alarm
+            self.get_logger().warning(run.alarm or "the guard has no doubt any more")
 
     def _announce(self, run: PracticeRun) -> None:
         if run.bundle.id != self._announced:

@@ -214,17 +214,13 @@ class PracticeRun:
 
     @property
     def message(self) -> str:
-        """What people should know; empty when all is well."""
-        if self._verdict:
-            return self._verdict
-        if self.stopped:
-            return BUDGET_SPENT
-        return BLIND if self._blind else ""
+        """Why the run is over; empty while it is not."""
+        return self._verdict or (BUDGET_SPENT if self.stopped else "")
 
     @property
     def alarm(self) -> str:
-        """Why the guard stopped the run, or would have; empty when all is well."""
-        return self._verdict or self._warning
+        """Why the guard stopped the run, or would have, or what it cannot see; empty when all is well."""
+        return self._verdict or self._warning or (BLIND if self._blind else "")
 
     def unseen(self) -> list[Path]:
         """Returns the episodes that arrived but were not offered to `ingest` yet, oldest first."""

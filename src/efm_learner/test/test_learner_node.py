@@ -194,8 +194,9 @@ def test_a_spent_budget_stops_and_a_greater_one_goes_on(learner, robot, bundles)
 
 def test_without_a_verifier_the_status_says_what_the_guard_cannot_see(learner, robot):
     learner(verifier="")
-    robot.until("a status", lambda s: "there is no verifier" in s.message)
-    assert robot.status.guard == ""
+    robot.until("a status", lambda s: "there is no verifier" in s.guard)
+    robot.until("episodes to be welcome", lambda s: s.accepting)
+    assert robot.status.message == ""
 
 
 def test_on_a_full_disk_the_learner_rests_and_goes_on_when_there_is_space(
