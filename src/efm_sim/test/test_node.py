@@ -69,6 +69,7 @@ class Simulator:
         """Waits for the first observation and for the services, of this very process."""
         self.until(lambda: self.states and self.clocks, "an observation")
         self.until(lambda: self.resets.service_is_ready() and self.experts.server_is_ready(), "the services")
+        self.until(self.channel._publisher.get_subscription_count, "the robot to listen")
 
     def reset(self, seed=0, instruction=""):
         return self.spinner.call(self.resets, ResetWorld.Request(seed=seed, instruction=instruction))
@@ -147,7 +148,7 @@ def test_an_expert_acts_and_says_what_it_thinks_of_its_work(sim):
 
 
 def test_an_expert_is_refused_what_contradicts_the_reset_and_can_be_stopped(sim):
-    sim.start(lockstep=False, real_time_factor=1.0)
+    sim.start(lockstep=False, real_time_factor=0.2)
     sim.until_there()
     refused = sim.act(instruction="fly")
     sim.until(refused.done, "the refusal")
