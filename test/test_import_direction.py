@@ -152,6 +152,6 @@ def load_in_a_new_process(package: str, modules: list[str]) -> set[str]:
     code += "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
     code += "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     command = [sys.executable, "-c", code, json.dumps(names)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr
     return set(json.loads(finished.stdout.splitlines()[-1]))

@@ -78,7 +78,7 @@ def ask(*words: str) -> subprocess.CompletedProcess:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
     )
 
 
@@ -143,7 +143,7 @@ def test_a_block_runs(block):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=110,
+        timeout=250,
     )
     assert finished.returncode == 0, finished.stdout
 

@@ -207,7 +207,7 @@ def test_a_command_that_outlives_set_up_keeps_the_next_one_waiting(checkout, mon
     """A set-up was killed, its venv or pip went on, and the next set-up began beside it."""
     lock = os.open(checkout / "scripts", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    give_python(checkout, f"sleep 60 & echo $! > {checkout}/sleeper; exit 1")
+    give_python(checkout, f"sleep 600 & echo $! > {checkout}/sleeper; exit 1")
     python = (checkout / ".venv/bin/python").rename(checkout / "python3")
     if stage == "make_venv":
         monkeypatch.setattr(sys, "_base_executable", str(python))

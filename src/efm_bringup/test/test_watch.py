@@ -1,9 +1,11 @@
 """`efm watch`: what is told of a fleet, and what keys do."""
 
+import contextlib
 import os
 import pty
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -28,6 +30,7 @@ from efm_core.embodiment import load_embodiment
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStatus
 from efm_ros.lifecycle import WARN, EfmLifecycleNode
 from efm_ros.qos import LATCHED
+from efm_ros.testing import PATIENCE_S
 
 EFM = [sys.executable, "-m", "efm_bringup.efm"]
 
@@ -230,9 +233,30 @@ def test_the_e_stop_works_without_a_policy_node(world, run, spinner):
     assert heard[0].data is True
 
 
+@contextlib.contextmanager
+def telling(robot, **fields):
+    """A robot that says again and again how it is, as an episode node does."""
+    ending = threading.Event()
+
+    def tell():
+        while True:
+            robot.status(**fields)
+            if ending.wait(0.5):
+                return
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+
+
 def test_one_look_ends_by_itself(robot):
-    robot.status(phase=EpisodeStatus.PHASE_WAITING, message="put the cube back", episodes_done=4, successes=3)
-    seen = subprocess.run([*EFM, "watch", "--once"], capture_output=True, text=True, timeout=60)
+    waiting = {"phase": EpisodeStatus.PHASE_WAITING, "message": "put the cube back"}
+    with telling(robot, **waiting, episodes_done=4, successes=3):
+        seen = subprocess.run([*EFM, "watch", "--once"], capture_output=True, text=True, timeout=100)
     assert seen.returncode == 0, seen.stderr
     for words in ("robot_1", "WAITS FOR YOU", "put the cube back", "3/4 [30%-95%]", "learner: none heard"):
         assert words in seen.stdout
@@ -243,13 +267,13 @@ def test_without_a_terminal_changes_are_lines(robot, spinner):
         [*EFM, "watch"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, bufsize=1
     )
     try:
-        robot.status(phase=EpisodeStatus.PHASE_IDLE)
-        assert process.stdout.readline().strip().endswith("robot_1: idle")
-        robot.status(phase=EpisodeStatus.PHASE_PAUSED, message="the spool is full")
-        assert process.stdout.readline().strip().endswith("robot_1: paused, the spool is full")
+        with telling(robot, phase=EpisodeStatus.PHASE_IDLE):
+            assert process.stdout.readline().strip().endswith("robot_1: idle")
+        with telling(robot, phase=EpisodeStatus.PHASE_PAUSED, message="the spool is full"):
+            assert process.stdout.readline().strip().endswith("robot_1: paused, the spool is full")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
 
 
 def test_a_terminal_shows_the_table_until_q(robot):
@@ -258,12 +282,12 @@ def test_a_terminal_shows_the_table_until_q(robot):
     process = subprocess.Popen([*EFM, "watch"], stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while b"robot_1" not in shown and time.monotonic() < deadline:
         shown += os.read(ours, 4096)
     os.write(ours, b"q")
     try:
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         os.close(ours)

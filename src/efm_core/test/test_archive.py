@@ -251,7 +251,7 @@ def test_a_folder_with_more_than_plain_files_is_not_packed(
 
 
 def test_a_receiver_killed_at_any_moment_is_gone_on_with(tmp_path: Path) -> None:
-    source = PartSource(folder(tmp_path, content={"data": os.urandom(300_000)}))
+    source = PartSource(folder(tmp_path, content={"data": os.urandom(5_000_000)}))
     program = (
         "import sys, time\n"
         "from efm_core.archive import PartReceiver, PartSource\n"
@@ -270,5 +270,5 @@ def test_a_receiver_killed_at_any_moment_is_gone_on_with(tmp_path: Path) -> None
         process.kill()
     receiver = PartReceiver(tmp_path / "inbox", "episode", source.size, source.sha256())
     assert 0 < receiver.next_offset < source.size
-    send(source, receiver)
+    send(source, receiver, part_bytes=100_000)
     receiver.finish()

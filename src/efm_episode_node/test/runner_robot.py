@@ -22,8 +22,10 @@ from efm_episode_node.run_types import (
 from efm_episode_node.runner import EpisodeRunner
 
 PERIOD_NS = 100_000_000
-FAST = RunnerSettings(
-    ready_s=0.6, cancel_s=0.3, fault_pause_s=0.01, watch=WatchLimits(stall_s=0.4, settle_s=0.4)
+# For tests in which nobody is silent, however slow the machine; IMPATIENT for those about silence.
+PATIENT = RunnerSettings(fault_pause_s=0.01, watch=WatchLimits(stall_s=60.0, settle_s=60.0))
+IMPATIENT = RunnerSettings(
+    ready_s=0.6, cancel_s=0.3, fault_pause_s=0.01, watch=WatchLimits(stall_s=0.6, settle_s=0.6)
 )
 
 
@@ -167,7 +169,7 @@ def silent(robot, request, ticket):
     """Nothing ever happens."""
 
 
-def make(settings=FAST, **options):
+def make(settings=PATIENT, **options):
     """Returns a robot with a runner."""
     robot = FakeRobot(**options)
     told = []

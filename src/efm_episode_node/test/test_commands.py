@@ -19,7 +19,7 @@ from efm_ros.conversion import ns_to_stamp
 def in_background(stack):
     """Runs a function in a thread while this thread keeps looking at the stack."""
 
-    def run(function, what, timeout_s=90):
+    def run(function, what, timeout_s=200):
         results = []
         thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
         thread.start()
@@ -103,7 +103,7 @@ def test_a_run_goes_on_where_it_was_after_the_episode_node_was_killed(stack, in_
     stack.until_acting(1)
     stack.kill("episodes")
     stack.start_episodes()
-    stack.until(lambda: not thread.is_alive(), "the end of the run", 100)
+    stack.until(lambda: not thread.is_alive(), "the end of the run", 200)
     assert results == [[]], results
     assert [summary.seed for summary in heard] == [50, 51, 52, 53]
     assert any("started anew" in text or "silent" in text for _, text in words)

@@ -99,7 +99,7 @@ def test_a_full_spool_pauses_practice_until_the_learner_has_made_room(stack, lea
     stack.until_phase(EpisodeStatus.PHASE_PAUSED)
     assert "start the learner that takes them" in stack.statuses[-1].message
     school = learner()
-    stack.until(run.done, "the end of the run", 60)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.episodes == 6
     stack.until(lambda: len(school.taken) == 6, "six episodes at the learner")
 

@@ -16,6 +16,7 @@ from efm_core.summary import EndReason, Mode, Outcome
 from efm_msgs.msg import EpisodeStatus, LearnerStatus
 from efm_ros.conversion import stamp_to_ns
 from efm_ros.qos import IMAGES, LATCHED
+from efm_ros.testing import PATIENCE_S
 
 
 def test_demonstrations_of_an_expert_are_recorded_whole(stack):
@@ -42,7 +43,7 @@ def test_a_world_in_lockstep_waits_for_a_recorder_that_has_fallen_behind(stack):
     steps = 1500
     stack.start_sim()
     stack.start_models()
-    stack.start_episodes(stall_timeout_s=30.0)
+    stack.start_episodes(stall_timeout_s=60.0)
     seen = []
     topic = "/robot_1/joint_states"
     stack.node.create_subscription(JointState, topic, lambda state: seen.append(state.header.stamp), IMAGES)
@@ -54,7 +55,7 @@ def test_a_world_in_lockstep_waits_for_a_recorder_that_has_fallen_behind(stack):
     stack.until(lambda: len(seen) > 4 and len(set(map(stamp_to_ns, seen[-3:]))) == 1, "a world that waits")
     newest_ns = stamp_to_ns(seen[-1])
     stack.processes["episodes"].send_signal(signal.SIGCONT)
-    stack.until(run.done, "the end of the run", 60)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.reason == Reason.OK, run.result().result.message
     (folder,) = stack.episodes()
     episode = read_episode(folder)
@@ -120,15 +121,15 @@ def test_an_evaluation_can_end_at_the_worlds_own_success(stack):
 
 def test_a_simulator_that_dies_ends_the_episode_as_a_fault_and_the_run_goes_on(stack):
     stack.start_sim()
-    stack.start_models(slow_s=0.3)
-    stack.start_episodes()
+    stack.start_models(slow_s=0.5)
+    stack.start_episodes(impatient=True)
     run = stack.begin(Mode.PRACTICE, episodes=2, seed=1)
     stack.until_acting()
     stack.kill("sim")
     stack.until_said("is repeated")
     before = stack.summaries[-1].header.stamp if stack.summaries else None
     stack.start_sim()
-    stack.until(run.done, "the end of the run", 90)
+    stack.until(run.done, "the end of the run", 200)
     result = run.result().result
     assert (result.reason, result.episodes) == (Reason.OK, 2), result.message
     faulty = [read_summary(folder) for folder in stack.episodes(".faulty")]
@@ -144,15 +145,15 @@ def test_a_robot_whose_clock_was_set_back_is_recorded_again(stack):
     (stack.folder / "tomorrow").write_text(str(tomorrow_ns))
     stack.start_sim(clock_file=str(stack.folder / "tomorrow"))
     stack.start_models()
-    stack.start_episodes()
+    stack.start_episodes(impatient=True)
     run = stack.begin(Mode.PRACTICE, episodes=0)
-    stack.until(lambda: stack.summaries, "an episode", 60)
+    stack.until(lambda: stack.summaries, "an episode", 200)
     assert stamp_to_ns(stack.summaries[0].start) > tomorrow_ns
     stack.until_acting()
     stack.kill("sim")
     stack.start_sim(clock_file=str(stack.folder / "today"))
     today = lambda: [one for one in stack.summaries if stamp_to_ns(one.start) < tomorrow_ns]  # noqa: E731
-    stack.until(lambda: len(today()) >= 2, "episodes of today", 90)
+    stack.until(lambda: len(today()) >= 2, "episodes of today", 200)
     assert stack.call("stop").success
     stack.until(run.done, "the end of the run")
     for folder in stack.episodes():
@@ -161,30 +162,30 @@ def test_a_robot_whose_clock_was_set_back_is_recorded_again(stack):
 
 def test_a_policy_that_dies_ends_the_episode_as_a_fault_and_the_run_goes_on(stack):
     stack.start_sim()
-    stack.start_models("policy", reward=False, slow_s=0.3)
+    stack.start_models("policy", reward=False, slow_s=0.5)
     stack.start_models("reward", policy=False)
-    stack.start_episodes()
+    stack.start_episodes(impatient=True)
     run = stack.begin(Mode.PRACTICE, episodes=1, seed=1)
     stack.until_acting()
     stack.kill("policy")
     stack.until_said("is repeated")
     stack.start_models("policy", reward=False)
-    stack.until(run.done, "the end of the run", 90)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.reason == Reason.OK, run.result().result.message
     assert [read_summary(folder).end_reason for folder in stack.episodes()] == [EndReason.SUCCESS_DETECTED]
 
 
 def test_a_reward_node_that_dies_ends_the_episode_as_a_fault_and_the_run_goes_on(stack):
     stack.start_sim()
-    stack.start_models("policy", reward=False, slow_s=0.3)
+    stack.start_models("policy", reward=False, slow_s=0.5)
     stack.start_models("reward", policy=False)
-    stack.start_episodes()
+    stack.start_episodes(impatient=True)
     run = stack.begin(Mode.PRACTICE, episodes=1, seed=1)
     stack.until_acting()
     stack.kill("reward")  # The episode goes on for 40 s without it; nobody waits so long.
     stack.until_said("reward node")
     stack.start_models("reward", policy=False)
-    stack.until(run.done, "the end of the run", 90)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.reason == Reason.OK, run.result().result.message
     assert "reward node" in read_summary(stack.episodes(".faulty")[0]).message
 
@@ -213,7 +214,7 @@ def test_a_killed_episode_node_leaves_no_half_episode_and_its_successor_goes_on(
     stack.statuses.clear()
     # The policy still acts for the dead node; the new one begins all the same.
     stack.start_episodes(autorun=True, mode="practice")
-    stack.until(lambda: stack.statuses and stack.statuses[-1].episodes_done >= 1, "an episode", 60)
+    stack.until(lambda: stack.statuses and stack.statuses[-1].episodes_done >= 1, "an episode", 200)
     assert not list((stack.folder / "spool").glob(f"{partial[0].name}"))
     assert list((stack.folder / "spool" / ".broken").iterdir()), "the broken recording is kept aside"
     assert stack.call("stop").success
@@ -225,7 +226,7 @@ def test_two_nodes_cannot_have_one_spool(stack):
     stack.start_episodes()
     stack.until(lambda: stack.statuses, "the first node")
     stack.start_episodes("second", namespace="/robot_2")
-    assert stack.processes["second"].wait(30) == 1
+    assert stack.processes["second"].wait(PATIENCE_S) == 1
     stack.processes.pop("second")
     assert "expected it free, found it owned by process" in stack.log("second")
     assert stack.stop("episodes") == 0
@@ -255,7 +256,7 @@ def test_the_learner_pauses_practice_and_a_dead_learner_does_not(stack):
     run = stack.begin(Mode.PRACTICE, episodes=1)
     stack.until_said("the learner takes no episodes now: takes steps")
     stack.node.destroy_publisher(status)
-    stack.until(run.done, "the end of the run", 60)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.episodes == 1
 
 
@@ -266,14 +267,14 @@ def test_practice_waits_for_its_learner_but_not_for_ever(stack):
     run = stack.begin(Mode.PRACTICE, episodes=1)
     stack.until_said("waits at most 4 s for the learner /learner")
     assert stack.statuses[-1].phase == EpisodeStatus.PHASE_PAUSED and stack.episodes() == []
-    stack.until(run.done, "the end of the run", 60)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.episodes == 1 and len(stack.episodes()) == 1
     assert "practises all the same, with the policy that is there" in stack.log("episodes")
 
 
 def test_people_can_do_everything_with_triggers(stack):
     stack.start_sim()
-    stack.start_models(slow_s=0.2)
+    stack.start_models(slow_s=1.0)  # An episode is long enough for calls that take their time.
     stack.start_episodes(mode="practice", max_steps=100)
     stack.until(lambda: stack.statuses, "the episode node")
     assert not stack.call("mark_success").success, "nothing runs"
@@ -305,7 +306,7 @@ def test_a_person_resets_where_the_embodiment_says_so(stack):
     stack.until_phase(EpisodeStatus.PHASE_WAITING)
     assert "reset_done" in stack.statuses[-1].message and "reach the goal" in stack.statuses[-1].message
     assert stack.call("reset_done").success
-    stack.until(run.done, "the end of the run", 60)
+    stack.until(run.done, "the end of the run", 200)
     assert run.result().result.reason == Reason.OK, run.result().result.message
 
 

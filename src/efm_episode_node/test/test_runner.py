@@ -1,11 +1,11 @@
 """The state machine of episodes: recording, faults, repeated tries; every wait has an end."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from runner_robot import (
-    FAST,
+    IMPATIENT,
+    PATIENT,
     PERIOD_NS,
     FakeRobot,
     detected,
@@ -21,12 +21,15 @@ from runner_robot import (
 
 from efm_core.errors import BadRequest, EpisodeInvalid, Reason, SpoolFull, WaitTimeout
 from efm_core.summary import Actor, EndReason, Mode, Outcome
+from efm_episode_node.episode_watch import EpisodeWatch, WatchLimits
 from efm_episode_node.run_types import (
     ActEnded,
     Fault,
     Judged,
     Mark,
     Phase,
+    RunRequest,
+    Stepped,
     Wake,
 )
 
@@ -91,7 +94,7 @@ def test_an_episode_without_success_ends_at_the_greatest_length():
 
 
 def test_a_silent_reward_node_is_a_fault_and_not_a_failed_episode():
-    robot = make(script=[done(4), detected(after=6)])
+    robot = make(settings=IMPATIENT, script=[done(4), detected(after=6)])
     result = run(robot, Mode.PRACTICE)
     assert [summary.end_reason for summary in robot.kept] == [EndReason.FAULT, EndReason.SUCCESS_DETECTED]
     assert "reward node" in robot.kept[0].message and "judged 0" in robot.kept[0].message
@@ -99,14 +102,15 @@ def test_a_silent_reward_node_is_a_fault_and_not_a_failed_episode():
 
 
 def test_a_reward_node_that_falls_silent_ends_the_episode_long_before_its_greatest_length():
-    robot = make(script=[silent, detected(after=6)])
-    result = in_background(robot, mode=Mode.PRACTICE, max_steps=10_000)
-    until(lambda: robot.acts, "the act")
-    while not robot.kept:
-        robot.step(robot.acts[0])
-        time.sleep(0.01)
-    assert "judgement of the reward node" in robot.kept[0].message
-    assert result().episodes == 1
+    clock = [0.0]
+    request = RunRequest(mode=Mode.PRACTICE, actor="policy", max_steps=10_000)
+    watch = EpisodeWatch(request, "e", 0, WatchLimits(stall_s=0.4), lambda: 0, lambda: clock[0])
+    end = None
+    while end is None:
+        clock[0] += 0.01
+        end = watch.take(Stepped(watch.steps * PERIOD_NS, "e", "b1"))
+    assert end.reason is EndReason.FAULT and "judgement of the reward node" in end.message
+    assert watch.steps == 40
 
 
 def test_judgements_of_another_episode_do_not_end_this_one():
@@ -121,7 +125,7 @@ def test_judgements_of_another_episode_do_not_end_this_one():
 
 
 def test_an_actor_that_falls_silent_ends_the_episode_as_a_fault_and_the_run_goes_on():
-    robot = make(script=[says(), done(5)], quiet_cancel=True)
+    robot = make(settings=IMPATIENT, script=[says(), done(5)], quiet_cancel=True)
     result = run(robot, episodes=1, seed=9)
     fault, good = robot.kept
     assert (fault.end_reason, fault.outcome) == (EndReason.FAULT, Outcome.FAILURE)
@@ -174,7 +178,7 @@ def test_the_next_episode_begins_while_the_last_one_is_still_being_written():
 
 
 def test_a_disk_that_fails_while_somebody_acts_ends_the_run_after_the_actor_has_stopped():
-    robot = make(settings=replace(FAST, fault_limit=1), script=[done(3), says(), silent], disk=[])
+    robot = make(settings=replace(PATIENT, fault_limit=1), script=[done(3), says(), silent], disk=[])
     result = in_background(robot, episodes=0, max_steps=10_000)
     until(lambda: len(robot.acts) == 2, "the second act")
     robot.disk.pop(0).set_exception(EpisodeInvalid("the disk is gone"))
@@ -236,13 +240,13 @@ def test_an_actor_that_is_not_ready_yet_is_asked_again():
 
 
 def test_an_actor_that_never_gets_ready_ends_the_run_with_its_words():
-    robot = make(default=ends(Reason.NOT_ACTIVE, "activate it first"))
+    robot = make(settings=IMPATIENT, default=ends(Reason.NOT_ACTIVE, "activate it first"))
     result = run(robot)
     assert result.reason is Reason.TIMEOUT and "activate it first" in result.message
 
 
 def test_what_is_missing_is_named_with_the_deadline_and_then_ends_the_run():
-    robot = make(absent="action policy/act (is the policy node running and active?)")
+    robot = make(settings=IMPATIENT, absent="action policy/act (is the policy node running and active?)")
     result = run(robot, Mode.PRACTICE)
     assert result.reason is Reason.TIMEOUT and "policy/act" in result.message
     waiting = [progress.message for progress in robot.told if progress.phase is Phase.RESETTING]

@@ -117,7 +117,7 @@ class Process:
         began = time.monotonic()
         if number is not None and self.process.poll() is None:
             os.kill(self.process.pid, number)
-        output, _ = self.process.communicate(timeout=100)
+        output, _ = self.process.communicate(timeout=250)
         return self.process.returncode, output, time.monotonic() - began
 
 

@@ -97,7 +97,7 @@ def test_two_processes_share_one_cache(recorded, tmp_path):
     )
     arguments = [sys.executable, "-c", code, str(recorded), str(tmp_path), str(Path(__file__).parent)]
     running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=100)[0] for process in running]
+    outputs = [process.communicate(timeout=250)[0] for process in running]
     assert outputs[0] == outputs[1] and outputs[0].strip()
     packs = list(tmp_path.glob("*/pack_*"))
     assert sum(len(json.loads((p / "index.json").read_text())["episodes"]) for p in packs) == 10

@@ -90,7 +90,7 @@ def test_episodes_become_a_bundle_that_a_robot_can_fetch_and_act_with(learner, r
     robot.practise(first, 1)
     robot.practise(first, 2)
     robot.until("an iteration", lambda s: s.iteration == 1 and s.phase == WAITING)
-    assert robot.spool.pending() == []
+    robot.spinner.until(lambda: not robot.spool.pending(), "the spool to empty")
     robot.spinner.until(lambda: len(robot.announced) == 2, "the new policy")
     second = robot.fetch(robot.announced[1])
     assert (second.manifest.version, second.manifest.parent_id) == (1, first.id)
@@ -139,7 +139,7 @@ def test_a_full_buffer_pauses_robots_and_an_empty_one_lets_them_go_on(learner, r
     assert robot.spool.pending()
     change(robot, Transition.TRANSITION_ACTIVATE)
     robot.until("three iterations", lambda s: s.iteration == 3 and s.accepting)
-    assert robot.spool.pending() == []
+    robot.spinner.until(lambda: not robot.spool.pending(), "the spool to empty")
     assert robot.status.episodes == 6
     assert node.is_active
 
@@ -234,7 +234,7 @@ def test_killed_in_the_middle_it_goes_on_and_learns_from_every_episode_once(proc
     process()
     robot.until("the second iteration", lambda s: s.iteration == 2 and s.episodes == 4)
     assert (robot.status.updates, robot.status.version, robot.status.refused) == (4, 2, 0)
-    assert robot.spool.pending() == []
+    robot.spinner.until(lambda: not robot.spool.pending(), "the spool to empty")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -244,7 +244,7 @@ def test_told_to_stop_in_the_middle_of_an_iteration_it_ends_soon(process, robot,
     robot.until("updates", lambda s: s.phase == LearnerStatus.PHASE_UPDATING)
     code, output, seconds = item.end(number)
     assert code == 0, output
-    assert seconds < 15.0
+    assert seconds < 60.0  # 2 s on an idle machine; the iteration would take longer.
     assert "Traceback" not in output
 
 

@@ -240,7 +240,8 @@ class TeleopNode(EfmLifecycleNode):
             return
         for name in self._switches.pressed(self._pad):
             if name == "takeover":
-                self._takeover_topic.publish(Bool(data=not self._takeover))
+                self._takeover = not self._takeover  # At once: the next press may come before the message.
+                self._takeover_topic.publish(Bool(data=self._takeover))
             elif name == "estop":
                 self._estop_topic.publish(Bool(data=not self._io.loop.status().estop))
             elif (client := self._episodes[name]).service_is_ready():

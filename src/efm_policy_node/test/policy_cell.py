@@ -30,7 +30,7 @@ from efm_ros.commands import decode_command, encode_command
 from efm_ros.conversion import ns_to_stamp, rgb_to_image
 from efm_ros.names import in_robot
 from efm_ros.qos import COMMANDS, EVENTS, IMAGES, LATCHED, MODELS
-from efm_ros.testing import Spinner
+from efm_ros.testing import PATIENCE_S, Spinner
 
 START_NS = 1_700_000_000_000_000_000
 _numbers = itertools.count(1)
@@ -197,7 +197,7 @@ class Process:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def end(self, how: int = signal.SIGINT, timeout_s: float = 20.0) -> int:
+    def end(self, how: int = signal.SIGINT, timeout_s: float = PATIENCE_S) -> int:
         """Stops it by a signal; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -243,7 +243,7 @@ class Cell:
         return self.process
 
     def until(
-        self, condition: Callable[[], object], what: str, timeout_s: float = 30.0, alive: bool = True
+        self, condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S, alive: bool = True
     ) -> None:
         """Spins; a failure shows the log, and so does a node that should be `alive` and is not."""
 

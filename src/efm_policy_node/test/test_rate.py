@@ -1,8 +1,5 @@
 """The real node at the rate of a real robot: its rhythm, stale input, the robot's clock; over real DDS."""
 
-import time
-
-import numpy as np
 import pytest
 from policy_cell import Cell
 from policy_fakes import bundle_of, embodiment_of
@@ -11,15 +8,10 @@ from std_msgs.msg import Float64MultiArray
 
 from efm_core.errors import Reason
 from efm_core.safety import Gate
-from efm_ros.conversion import ns_to_stamp
+from efm_ros.conversion import ns_to_stamp, stamp_to_ns
 from efm_ros.qos import COMMANDS
 
 RATE_HZ = 20.0
-PERIOD_S = 1 / RATE_HZ
-# Two control periods, and what a loaded machine adds to a measurement in another process.
-STOPS_WITHIN_S = 2 * PERIOD_S + 0.3
-
-
 SLOW_MODEL_S = 0.15
 SLOW = f"""
 import sys, time
@@ -44,18 +36,22 @@ def wall_ns(cell):
     return lambda: cell.node.get_clock().now().nanoseconds
 
 
+def rate_hz(stamps):
+    """By the observations that were answered, whatever keeps the answers waiting on their way. A busy machine
+    makes it slower, never quicker."""
+    return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) / 1e9)
+
+
 def test_commands_leave_at_the_control_rate_from_the_newest_observation_and_the_end_tells_the_cadence(cell):
     cell.start(bundle=str(cell.bundle.path), follow_models=False)
     cell.robot.run(60.0, wall_ns(cell))
     result = cell.goal(max_steps=60).result()
     cell.until(lambda: len(cell.robot.steps) == 60, "60 steps")
     assert result.reason == Reason.OK
-    answered = [stamp for _, stamp in cell.robot.commands]
-    # Nearly each answers another observation, though the camera has three a period; on a machine that is busy
-    # with other things the test's own camera can stand still for a moment.
-    assert len(set(answered[:60])) >= 45
-    arrivals = cell.robot.arrivals[:60]
-    assert 59 / (arrivals[-1] - arrivals[0]) <= 1.1 * RATE_HZ
+    # Each answers another observation, though the camera has three a period.
+    answered = [stamp_to_ns(step.header.stamp) for step in cell.robot.steps]
+    assert answered == sorted(set(answered)) and set(cell.robot.answers) <= set(answered)
+    assert rate_hz(answered) <= 1.25 * RATE_HZ
     cell.robot.end_run()
     assert cell.process.end() == 0
     report = next(line for line in cell.process.log.splitlines() if "cadence of" in line)
@@ -63,15 +59,14 @@ def test_commands_leave_at_the_control_rate_from_the_newest_observation_and_the_
 
 
 def test_stale_input_stops_the_robot_is_told_and_the_act_goes_on_or_ends(cell):
-    cell.start(bundle=str(cell.bundle.path), follow_models=False, stale_end=3.0)
+    cell.start(bundle=str(cell.bundle.path), follow_models=False, stale_end=8.0)
     robot = cell.robot
     robot.run(60.0, wall_ns(cell))
     goal = cell.goal()
     cell.until(lambda: len(robot.steps) > 10, "some steps")
     robot.frozen = True
-    last = time.monotonic()
-    cell.until(robot.is_held, "the robot to be held")
-    assert robot.arrivals[-1] - last < STOPS_WITHIN_S
+    cell.until(robot.is_held, "the robot to be held")  # How soon: test_stale_input.py, on a clock of its own.
+    assert not goal.done
     cell.until(lambda: "stale input, holding still" in cell.process.log, "the words")
     steps, commands = len(robot.steps), len(robot.commands)
     cell.until(lambda: cell.diagnosis("control").message.startswith("holding still"), "the diagnostics")
@@ -90,29 +85,32 @@ def test_a_model_slower_than_the_period_is_told_in_the_diagnostics(cell):
     cell.robot.run(60.0, wall_ns(cell))
     goal = cell.goal()
     cell.until(lambda: "more than the control period" in cell.diagnosis("control").message, "the warning")
-    values = {v.key: v.value for v in cell.diagnosis("control").values}
-    assert int(values["late_cycles"]) > 0 and int(values["missed_cycles"]) > 0
+
+    def counted(name):
+        return any(v.key == name and int(v.value) > 0 for v in cell.diagnosis("control").values)
+
+    cell.until(lambda: counted("late_cycles") and counted("missed_cycles"), "late and missed cycles")
     goal.cancel()
 
 
 def test_chunks_with_inference_ahead_keep_the_rate_with_a_model_slower_than_the_period(ros, tmp_path):
-    embodiment = embodiment_of(control_rate_hz=RATE_HZ, action={"chunk": 8, "execute": 4})
+    # Seconds may pass without an image, and one without an inference, before the robot has to wait.
+    chunks = {"chunk": 24, "execute": 4}
+    embodiment = embodiment_of(control_rate_hz=RATE_HZ, action=chunks, watchdog_periods=60)
     cell = Cell(ros, tmp_path, embodiment)
     try:
         bundle = bundle_of(embodiment, tmp_path)
-        cell.start(script=SLOW, bundle=str(bundle.path), follow_models=False, infer_ahead=4)
+        cell.start(script=SLOW, bundle=str(bundle.path), follow_models=False, infer_ahead=20)
         cell.robot.run(60.0, wall_ns(cell))
         assert cell.goal(max_steps=60).result().reason == Reason.OK
         cell.until(lambda: len(cell.robot.steps) == 60, "60 steps")
-        # A chunk is entered where time has got to, not at its beginning, but for moments in which a busy
-        # machine has nothing left to do. Without inference ahead every fourth step is a beginning.
-        indices = [step.chunk_index for step in cell.robot.steps[10:]]
-        assert max(indices) > 3 and indices.count(0) < 0.5 * len(indices) / embodiment.action.execute
-        arrivals = np.array(cell.robot.arrivals[5:60])
-        assert (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) <= 1.1 * RATE_HZ
-        # Without inference ahead every chunk would wait for the model; a busy machine adds a wait or two.
-        chunks = len(arrivals) / embodiment.action.execute
-        assert (np.diff(arrivals) >= SLOW_MODEL_S).sum() < 0.5 * chunks
+        assert rate_hz(sorted(cell.robot.answers)) <= 1.25 * RATE_HZ
+        steps = cell.robot.steps[10:]
+        # Without inference ahead every fourth step is a chunk's beginning and waits for the model.
+        few = 0.5 * len(steps) / embodiment.action.execute
+        assert max(step.chunk_index for step in steps) > 3
+        assert sum(step.chunk_index == 0 for step in steps) < few  # Entered where time has got to.
+        assert sum(step.latency >= SLOW_MODEL_S for step in steps) < few
     finally:
         cell.close()
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from policy_cell import Cell
 from policy_fakes import embodiment_of
 from rclpy.action import ActionClient
@@ -68,11 +69,17 @@ def test_a_person_demonstrates_with_a_gamepad(cell):
 
 def test_nothing_moves_while_the_person_wants_nothing_and_the_world_waits(cell):
     robot = cell.robot
-    cell.spin(1.2)  # the gamepad counts as gone
+    cell.diagnostics.clear()
+    cell.until(lambda: gamepad(cell).startswith("none"), "the gamepad to count as gone")
     goal = cell.episode()
     cell.spin(0.6)
     assert not robot.commands and not goal.done
     assert goal.cancel().reason == Reason.CANCELLED
+
+
+def gamepad(cell):
+    """What /diagnostics says of it; empty before it says anything."""
+    return cell.diagnostics.get("teleop: gamepad", DiagnosticStatus()).message
 
 
 def press(cell, button):
@@ -107,10 +114,11 @@ def test_at_a_takeover_the_gamepad_speaks_to_the_policy_node(cell):
     takeover = cell.node.create_publisher(Bool, "takeover", LATCHED)
     takeover.publish(Bool(data=True))
 
-    def push():
-        cell.joy.publish(Joy(axes=[0.0, 1.0], buttons=[0] * 8))
-        return len(heard) > 5
+    def push(deflection):
+        cell.joy.publish(Joy(axes=[0.0, deflection], buttons=[0] * 8))
+        return heard
 
-    cell.until(push, "what the person wants")
-    assert heard[-1][1] < heard[0][1] and heard[0][0] == pytest.approx(cell.robot.state[0], abs=0.1)
+    cell.until(lambda: push(0.0), "what the person wants")
+    assert heard[0][0] == pytest.approx(cell.robot.state[0], abs=0.1)
+    cell.until(lambda: push(1.0)[-1][1] < heard[0][1], "the person's wish to change")
     takeover.publish(Bool(data=False))

@@ -82,12 +82,12 @@ def test_the_process_judges_and_ends_in_order_at_a_signal(launch, node, spinner,
     os.kill(process.pid, number)
     spinner.until(lambda: process.poll() is not None, "the end of the process")
     assert process.returncode == 0, process.stdout.read()
-    assert time.monotonic() - asked < 5.0  # 0.3 s on an idle machine.
+    assert time.monotonic() - asked < 20.0  # 0.3 s on an idle machine.
 
 
 def test_a_process_with_a_wrong_bundle_says_so_and_exits_with_one(launch, spinner, tmp_path):
     process = launch(write_reward_bundle(tmp_path, kind="policy").path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=250)
     assert process.returncode == 1
     assert "configure: bundle" in output
     assert "expected kind reward or both, found policy" in output

@@ -1,6 +1,7 @@
 """How reward models come into the node and go: swapped between episodes, refused in words, fetched."""
 
 import shutil
+import time
 
 import pytest
 from judged_world import robot, write_reward_bundle
@@ -14,6 +15,7 @@ from efm_ros.lifecycle import WARN
 from efm_ros.transfer_server import BundleServer
 
 DONE = TransitionCallbackReturn.SUCCESS
+SLOW_LOAD_S = 2.0
 
 
 def set_bundle(node, path):
@@ -23,6 +25,8 @@ def set_bundle(node, path):
 
 def test_a_new_bundle_waits_for_the_end_of_the_episode(start, bundles):
     node, (arm,) = start()
+    load = node._supply._load
+    node._supply._load = lambda path: (time.sleep(SLOW_LOAD_S), load(path))[1]
     old, new = node._supply.current.bundle, write_reward_bundle(bundles, offset=10.0)
     arm.begin("first", 0)
     arm.judge([5])
@@ -37,7 +41,7 @@ def test_a_new_bundle_waits_for_the_end_of_the_episode(start, bundles):
     arm.until_state(new, ModelStatus.STATE_ACTIVE)
     active = [status for status in arm.statuses if status.state == ModelStatus.STATE_ACTIVE][-1]
     assert (active.node, active.robot) == ("reward", "")
-    assert 0 <= active.stall < 0.1
+    assert 0 <= active.stall < SLOW_LOAD_S  # Nothing is loaded while a robot waits.
 
 
 @pytest.mark.parametrize(

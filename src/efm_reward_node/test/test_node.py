@@ -210,10 +210,14 @@ def test_an_image_that_cannot_be_used_is_told_and_the_next_one_is_judged(start, 
     )
     arm.judge([7], first=1)
     arrays.clear()
-    arm.spinner.until(lambda: status("judging") and status("model"), "diagnostics")
-    figures = {value.key: value.value for value in status("judging").values}
-    assert (figures["episode_id"], figures["judged"], figures["missed"]) == ("first", "1", "0")
-    assert float(figures["steps_to_go"]) == pytest.approx(7, abs=1e-3)
+
+    def figures():
+        told = status("judging")
+        return {value.key: value.value for value in told.values} if told and status("model") else {}
+
+    arm.spinner.until(lambda: figures().get("judged") == "1", "diagnostics of one judgement")
+    assert (figures()["episode_id"], figures()["missed"]) == ("first", "0")
+    assert float(figures()["steps_to_go"]) == pytest.approx(7, abs=1e-3)
     model = {value.key: value.value for value in status("model").values}
     assert model["bundle_id"] == node._supply.current.id
     assert model["provider"] == "CPUExecutionProvider"

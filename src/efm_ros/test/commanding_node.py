@@ -86,7 +86,7 @@ class CommandingNode(EfmLifecycleNode):
             self.destroy_timer(self.timer)
             self.timer = None
             self.channel.hold()
-            self.channel.flush()
+            self.channel.flush(timeout_s=10.0)  # The listener may be slow to confirm.
         self._fail_if("stop", ZeroDivisionError("a bug in stop"))
 
     def release(self):

@@ -48,6 +48,9 @@ class Process:
     def until_held(self):
         """Spins until the last command is the hold-still one, and a little more for any that come after."""
         self.spinner.until(lambda: self.heard and self.heard[-1] == 0.0, "the hold-still command")
+        for _ in range(10):
+            self.spinner.executor.spin_once(timeout_sec=0.01)
+        assert self.heard[-1] == 0.0
 
     def exit(self, number=None):
         """Waits for the end; gives exit code, output, and seconds from the signal to the end."""
@@ -56,8 +59,6 @@ class Process:
             os.kill(self.process.pid, number)
         self.spinner.until(lambda: self.process.poll() is not None, "the end of the node's process")
         seconds = time.monotonic() - start
-        for _ in range(10):
-            self.spinner.executor.spin_once(timeout_sec=0.01)
         return self.process.returncode, self.process.stdout.read(), seconds
 
     def close(self):
@@ -112,10 +113,10 @@ def test_after_a_signal_the_last_command_holds_still_and_the_exit_code_is_zero(l
     node = launch(threads)
     node.until_commanding()
     code, output, seconds = node.exit(number)
-    assert node.heard[-1] == 0.0
+    node.until_held()
     assert code == 0, output
     assert output == "released\n"
-    assert seconds < 5.0  # 0.2 s on an idle machine.
+    assert seconds < 20.0  # 0.2 s on an idle machine.
 
 
 def test_a_second_signal_during_the_stop_changes_nothing(launch):
@@ -124,14 +125,15 @@ def test_a_second_signal_during_the_stop_changes_nothing(launch):
     node.until_commanding()
     os.kill(node.process.pid, signal.SIGINT)
     code, output, _ = node.exit(signal.SIGINT)
-    assert (code, output, node.heard[-1]) == (0, "released\n", 0.0)
+    node.until_held()
+    assert (code, output) == (0, "released\n")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_after_an_exception_in_a_callback_the_robot_is_held_and_the_exit_code_is_one(launch, threads):
     node = launch(threads, fault="callback")
     code, output, _ = node.exit()
-    assert node.heard[-1] == 0.0
+    node.until_held()
     assert code == 1
     assert "fault: ZeroDivisionError: a bug in a callback" in output
     assert "Traceback" in output
@@ -141,7 +143,7 @@ def test_after_an_exception_in_a_callback_the_robot_is_held_and_the_exit_code_is
 def test_after_a_fault_in_a_thread_of_the_node_the_robot_is_held_and_the_exit_code_is_one(launch):
     node = launch(fault="thread")
     code, output, _ = node.exit()
-    assert node.heard[-1] == 0.0
+    node.until_held()
     assert (code, "a bug in a thread" in output) == (1, True)
 
 
@@ -151,7 +153,8 @@ def test_an_error_in_stop_does_not_prevent_release(launch):
     code, output, _ = node.exit(signal.SIGINT)
     assert "stop: ZeroDivisionError: a bug in stop" in output
     assert "released" in output
-    assert (code, node.heard[-1]) == (0, 0.0)
+    node.until_held()
+    assert code == 0
 
 
 @pytest.mark.parametrize(
@@ -218,19 +221,21 @@ def test_a_lifecycle_shutdown_holds_still_and_ends_the_process(launch, change):
     node.until_commanding()
     change(node, Transition.TRANSITION_ACTIVE_SHUTDOWN)
     code, output, _ = node.exit()
-    assert (code, node.heard[-1], output) == (0, 0.0, "released\n")
+    node.until_held()
+    assert (code, output) == (0, "released\n")
 
 
 def test_diagnostics_name_node_subcomponent_and_robot_once_a_second(launch, listener):
     arrays = []
     subscription = listener.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, COMMANDS)
     node = launch(arguments=["-r", "__ns:=/hall"])
-    node.spinner.until(lambda: len(arrays) >= 3, "three diagnostic messages")
+    node.spinner.until(lambda: len(arrays) >= 5, "five diagnostic messages")
     listener.destroy_subscription(subscription)
     found = {status.name: status for status in arrays[-1].status}
     wheel, lifecycle = found["commander: wheel"], found["commander: lifecycle"]
     assert (wheel.hardware_id, lifecycle.hardware_id) == ("hall/robot_1", "hall")
     assert (lifecycle.level, lifecycle.message) == (b"\0", "active")
     assert [(value.key, value.value) for value in wheel.values] == [("speed", "0.5")]
-    stamps = [array.header.stamp.sec + array.header.stamp.nanosec * 1e-9 for array in arrays[-2:]]
-    assert 0.5 < stamps[1] - stamps[0] < PATIENCE_S
+    stamps = [array.header.stamp.sec + array.header.stamp.nanosec * 1e-9 for array in arrays[-4:]]
+    # One comes within each second; where the first of them is late, the others are not.
+    assert 1.9 < stamps[-1] - stamps[0] < PATIENCE_S

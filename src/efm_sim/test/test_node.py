@@ -69,6 +69,7 @@ class Simulator:
         """Waits for the first observation and for the services, of this very process."""
         self.until(lambda: self.states and self.clocks, "an observation")
         self.until(lambda: self.resets.service_is_ready() and self.experts.server_is_ready(), "the services")
+        self.until(self.channel._publisher.get_subscription_count, "the robot to listen")
 
     def reset(self, seed=0, instruction=""):
         return self.spinner.call(self.resets, ResetWorld.Request(seed=seed, instruction=instruction))
@@ -140,14 +141,19 @@ def test_an_expert_acts_and_says_what_it_thinks_of_its_work(sim):
     assert {step.episode_id for step in sim.steps} == {"e1"}
     stamps = [stamp_to_ns(step.header.stamp) for step in sim.steps]
     assert stamps[0] == stamp_to_ns(answer.stamp)
-    sim.until(lambda: stamps[-1] + 100_000_000 in sim.stamps, "the last observation")
+    last_ns = stamps[-1] + 100_000_000
+    sim.until(lambda: last_ns in sim.stamps, "the last observation")
     assert set(stamps) <= set(sim.stamps)
-    success = [message.success for message in sorted(sim.truths, key=lambda m: stamp_to_ns(m.header.stamp))]
-    assert sum(success) >= 6, "it rests past its success"
+
+    def success():
+        return {stamp_to_ns(message.header.stamp): message.success for message in sim.truths}
+
+    sim.until(lambda: last_ns in success(), "the truth about it")
+    assert sum(success().values()) >= 6, "it rests past its success"
 
 
 def test_an_expert_is_refused_what_contradicts_the_reset_and_can_be_stopped(sim):
-    sim.start(lockstep=False, real_time_factor=1.0)
+    sim.start(lockstep=False, real_time_factor=0.2)
     sim.until_there()
     refused = sim.act(instruction="fly")
     sim.until(refused.done, "the refusal")
