@@ -66,7 +66,8 @@ class Experiment:
         backbone: Of the networks.
         multiples: How many times the demonstrations the comparisons get.
         training: Settings of `SftConfig`.
-        judge: What is different, as in `changed`, when the reward and the verifier are trained.
+        judge: What is different, as in `changed`, when the reward and the verifier are trained; with another
+            expert they get demonstrations of their own.
         steps: Gradient steps of fine-tuning on 1,000 demonstrations; with m times the data, the square root
             of m times as many.
         holds: Candidates for the observations that the detector needs at or below its threshold.
@@ -125,7 +126,8 @@ PUSH = Experiment(
     expert={},
     demonstrations=2000,
     training=TRAINING,
-    judge=JUDGE,
+    # A judge must have seen the hand at the goal without the object.
+    judge={**JUDGE, "expert": {"fail": 0.4}},
     backbone=IMAGES,
     steps=4000,
     practice=TABLE.practice,
@@ -170,7 +172,6 @@ class Study:
     def __init__(self, seed: int, experiment: Experiment, folder: Path, device: str = "cpu") -> None:
         self.world, self.seed, self.experiment, self.folder = experiment.world, seed, experiment, folder
         self.device = device
-        self.recorded = folder.with_name(f"{folder.name}-demonstrations")
         self._worlds: list[World] = []
         self.embodiment = self._embodiment()
 
@@ -189,15 +190,24 @@ class Study:
             self._worlds = [make_world(self.world, **self.experiment.options) for _ in range(WORLDS)]
         return self._worlds
 
-    def record(self, count: int, processes: int) -> None:
-        """Records what is missing of `count` demonstrations."""
-        style = ExpertStyle.named("imperfect", **self.experiment.expert)
-        make = partial(make_world, self.world, **self.experiment.options)
-        record(self.recorded, count, self.seed * 100_000, make, style, processes)
+    def treated(self, kind: str) -> Experiment:
+        """Returns the experiment as it is for a policy, or for a judge of it."""
+        return self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
 
-    def tables(self, count: int) -> tuple[StepTable, StepTable]:
+    def recorded(self, kind: str) -> Path:
+        """Returns the folder of the demonstrations."""
+        own = self.treated(kind).expert != self.experiment.expert
+        return self.folder.with_name(f"{self.folder.name}-demonstrations" + "-of-judges" * own)
+
+    def record(self, kind: str, count: int, processes: int) -> None:
+        """Records what is missing of `count` demonstrations."""
+        style = ExpertStyle.named("imperfect", **self.treated(kind).expert)
+        make = partial(make_world, self.world, **self.experiment.options)
+        record(self.recorded(kind), count, self.seed * 100_000, make, style, processes)
+
+    def tables(self, kind: str, count: int) -> tuple[StepTable, StepTable]:
         """Returns the first `count` demonstrations, (to train on, held out)."""
-        episodes, apart = load(self.recorded, count), min(count // 10, MOST_HELD_OUT)
+        episodes, apart = load(self.recorded(kind), count), min(count // 10, MOST_HELD_OUT)
         labelling = self.experiment.training["labelling"]
         return (
             make_table(episodes[apart:], self.embodiment, labelling),
@@ -216,7 +226,7 @@ class Study:
         """
         folder = self.folder / f"{kind}-{count}"
         if not (folder / "found.json").exists():
-            self.record(count, processes)
+            self.record(kind, count, processes)
             self._learn(folder, kind, count)
         found = json.loads((folder / "found.json").read_text())
         networks = [
@@ -229,8 +239,8 @@ class Study:
         return Learnt(*networks, found)
 
     def _learn(self, folder: Path, kind: str, count: int) -> None:
-        experiment = self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
-        table, held_out = self.tables(count)
+        experiment = self.treated(kind)
+        table, held_out = self.tables(kind, count)
         config = SftConfig(
             backbone=experiment.backbone,
             steps=round(experiment.steps * (count / 1000) ** 0.5),
@@ -302,7 +312,8 @@ def main() -> None:
     ]
     for study in studies:
         if options.record:
-            study.record(options.record, options.processes)
+            study.record(POLICY, options.record, options.processes)
+            study.record(REWARD, options.record, options.processes)
         for name in options.fine_tune or ():
             kind, _, count = name.partition("-")
             print(name, json.dumps(study.learn(kind, int(count), options.processes).found), flush=True)
