@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 
 from efm_bringup.config import use_middleware_profile
 from efm_core.errors import EfmError, nearest
+from efm_core.files import DISK_FULL
 
 # Name -> (module, what it does). In the order of a first run.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("efm_bringup.demo", "From nothing to a policy that practised, with a report."),
     "up": ("efm_bringup.up_command", "Start a stack of nodes, as the launch file of that name does."),
     "collect": ("efm_episode_node.collect_command", "Run episodes and show their progress."),
-    "episodes": ("efm_episode_node.episodes_command", "List, show, check and plot episodes."),
+    "episodes": ("efm_episode_node.episodes_command", "List, show, check, plot, export and import episodes."),
     "sft": ("efm_learner.sft_command", "Stage 1: train a policy and a reward model on demonstrations."),
-    "bundle": ("efm_core.bundle_command", "Show, check and compare model bundles."),
+    "bundle": ("efm_core.bundle_command", "Show, check, compare and convert model bundles."),
     "evaluate": (
         "efm_episode_node.evaluate_command",
         "Measure a running cell against the world's ground truth.",
@@ -70,8 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EfmError as error:
         print(f"efm {name}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `efm … | head`: nobody reads on. What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise  # No file is to blame, so a person cannot mend it.
+        print(f"efm {name}: {refused(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def refused(error: OSError) -> str:
+    """Returns what the system refused, for people."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return (
+        f"{where}{error.strerror}; expected a place that this user may read or write, on a disk with free "
+        "space; choose another place, or mend this one, and try again"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from efm_bringup.monitor import FleetMonitor
 from efm_bringup.processes import ProcessGroup, wait_for
 from efm_bringup.stacks import STACKS, nodes_of, read_arguments
 from efm_bringup.up_command import parse_assignments
-from efm_core.errors import EfmError, WaitTimeout
+from efm_core.errors import BadRequest, EfmError, WaitTimeout
 from efm_msgs.msg import LearnerStatus
 
 START_DEADLINE_S = 300.0  # On a busy machine a learner takes minutes to load; one that dies ends the wait.
@@ -48,6 +48,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--attach", action="store_true", help="start nothing; watch the stack that runs")
     parser.add_argument("arguments", nargs="*", metavar="name:=value", help="further arguments of the stack")
     options = parser.parse_args(argv)
+    arguments = arguments_of(options)
+    result = practise(arguments, options.minutes * 60.0, attach=options.attach)
+    print(
+        f"{result['iterations']} iterations, {result['episodes']} episodes; "
+        f"best policy: {result['best_path']}"
+    )
+    if result["message"]:
+        print(result["message"])
+    return 0
+
+
+def arguments_of(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the arguments of the stack that a command line asks for.
+
+    Raises:
+        BadRequest: `learning` is no JSON object, or the iterations are given twice.
+    """
     arguments = {
         "world": options.world,
         "robots": options.robots,
@@ -57,17 +74,15 @@ def main(argv: Sequence[str]) -> int:
         "run": str(options.run),
         "spool": str(options.run / "spool"),
         "bundles": str(options.run / "fetched"),
-        "learning": json.dumps({"iterations": options.iterations}),
         **parse_assignments(options.arguments),
     }
-    result = practise(arguments, options.minutes * 60.0, attach=options.attach)
-    print(
-        f"{result['iterations']} iterations, {result['episodes']} episodes; "
-        f"best policy: {result['best_path']}"
-    )
-    if result["message"]:
-        print(result["message"])
-    return 0
+    learning = read_arguments(STACKS["practice"], arguments).json_object("learning")
+    if options.iterations and "iterations" in learning:
+        raise BadRequest(
+            f"expected the iterations once, found --iterations {options.iterations} and "
+            f"{learning['iterations']} in learning:=; leave one out"
+        )
+    return {**arguments, "learning": json.dumps({"iterations": options.iterations, **learning})}
 
 
 def practise(

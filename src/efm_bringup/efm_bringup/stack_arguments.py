@@ -131,13 +131,19 @@ class Values(dict[str, str]):
         """Returns the folder of a bundle; a run's folder stands for the bundle that its result names.
 
         Raises:
-            BadRequest: The run has not come to a result of this kind.
+            BadRequest: The run has not come to a result of this kind, or its result is damaged.
         """
         path = Path(self.path(name))
         result = path / "result.json"
         if not self[name] or not result.is_file():
             return self.path(name)
-        found = json.loads(result.read_text())
+        try:
+            found = json.loads(result.read_text())
+        except ValueError as error:
+            raise BadRequest(
+                f"{name}:={self[name]}: {result}: expected what a run came to, as JSON, found it damaged "
+                f"({error}); run that training again, or name the bundle's own folder"
+            ) from error
         bundle = found.get("policy", found.get("best")) if name == "policy" else found.get("reward")
         if not bundle:
             raise BadRequest(

@@ -158,6 +158,12 @@ def test_the_folder_of_a_run_stands_for_the_bundle_that_it_made(tmp_path):
         nodes_of("evaluate", {"policy": run, "reward": run})
 
 
+def test_a_result_that_was_cut_off_is_told(tmp_path):
+    (tmp_path / "result.json").write_text('{"policy": "00')
+    with pytest.raises(BadRequest, match="found it damaged"):
+        nodes_of("evaluate", {"policy": str(tmp_path), "reward": str(tmp_path)})
+
+
 def test_assignments_are_of_one_form():
     assert parse_assignments(["a:=1", "b:=x:=y", "c:="]) == {"a": "1", "b": "x:=y", "c": ""}
     for text in ("a=1", ":=1", "word"):

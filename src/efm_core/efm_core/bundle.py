@@ -95,7 +95,13 @@ def load_bundle(path: Path | str, verify: bool = True) -> Bundle:
     folder = asked.resolve()
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file() or manifest_path.is_symlink():
-        raise BundleInvalid(f"{folder}: expected a file {MANIFEST}, found none: is this a bundle's folder?")
+        inside = sorted(path.parent for path in folder.glob(f"bundles/*/{MANIFEST}"))
+        hint = (
+            f"name one of its bundles: {', '.join(map(str, inside))}"
+            if inside
+            else "is this a bundle's folder?"
+        )
+        raise BundleInvalid(f"{folder}: expected a file {MANIFEST}, found none: {hint}")
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleInvalid(f"{manifest_path}: expected at most {MAX_MANIFEST_BYTES} bytes, found more")
     text = manifest_path.read_bytes()

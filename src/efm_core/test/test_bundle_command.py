@@ -57,3 +57,11 @@ def test_diff_lists_only_what_differs(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_wrong_path_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(tmp_path / "none")]) == 1
     assert "BundleUnknown" in capsys.readouterr().out
+
+
+def test_the_folder_of_a_run_is_answered_with_its_bundles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "bundles", manifest(), FILES)
+    assert main(["show", str(tmp_path)]) == 1
+    assert f"name one of its bundles: {bundle.path}" in capsys.readouterr().out.replace("\n", "")

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from efm_core.episode import Episode
+from efm_core.errors import BadRequest
 from efm_core.summary import Actor
 
 FRAMES = 8  # Images in the strip of one camera.
@@ -23,7 +24,15 @@ MOST_LABELS = 12
 
 
 def plot_episode(episode: Episode, out: Path) -> None:
-    """Writes the picture; the file's ending says the format."""
+    """Writes the picture; the file's ending says the format.
+
+    Raises:
+        BadRequest: `out` is a folder, or ends in a format that cannot be drawn.
+    """
+    formats = sorted(plt.gcf().canvas.get_supported_filetypes())
+    if out.is_dir() or out.suffix[1:].lower() not in formats:
+        found = "a folder" if out.is_dir() else f"the ending {out.suffix!r}"
+        raise BadRequest(f"{out}: expected a file that ends in one of {', '.join(formats)}, found {found}")
     cameras = list(episode.images)
     labelled = bool(np.isfinite(episode.steps_to_go).any())
     heights = [1.6] * len(cameras) + ([2.0] if labelled else []) + [2.4]
@@ -59,7 +68,8 @@ def plot_episode(episode: Episode, out: Path) -> None:
     figure.suptitle(
         f"{episode.id}   '{summary.instruction}'\n"
         f"{summary.actor.name.lower()}, {summary.outcome.name.lower()} by "
-        f"{summary.end_reason.name.lower()}, {summary.steps} steps"
+        f"{summary.end_reason.name.lower()}, {summary.steps} steps",
+        parse_math=False,  # Instructions are words, also those with a $.
     )
     figure.savefig(out, dpi=100)
     plt.close(figure)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -103,12 +104,12 @@ def run_list(options: argparse.Namespace) -> int:
         colour = COLOURS.get(summary.outcome, "white")
         table.add_row(
             path.name,
-            summary.robot,
+            escape(summary.robot),
             f"{summary.mode.name.lower()}/{summary.actor.name.lower()}",
             f"[{colour}]{summary.outcome.name.lower()}[/{colour}]",
             summary.end_reason.name.lower(),
             str(summary.steps),
-            summary.instruction,
+            escape(summary.instruction),
         )
     # Whole lines for files and pipes, which have no width.
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -126,7 +127,7 @@ def run_show(options: argparse.Namespace) -> int:
     console = Console()
     table = Table(title=episode.id, show_header=False)
     for name, value in described(episode.summary).items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console.print(table)
     topics = Table("topic", "type", "messages", title="recorded")
     for name, topic in sorted(read_episode_file(options.episode).topics.items()):
@@ -134,7 +135,7 @@ def run_show(options: argparse.Namespace) -> int:
     console.print(topics)
     console.print(f"embodiment {episode.embodiment.name} ({episode.embodiment.digest}), {len(episode)} rows")
     for note in episode.notes:
-        console.print(f"[yellow]{note}[/yellow]")
+        console.print(note, style="yellow", markup=False)
     return 0
 
 
@@ -191,7 +192,10 @@ def run_export(options: argparse.Namespace) -> int:
     """Writes a LeRobot data set."""
     from efm_episode_node.lerobot.export import LOST, export_lerobot
 
-    folders = [path for folder in options.folders for path in episodes_in(folder)]
+    # A folder that is named twice, or lies within another, gives its episodes once.
+    folders = list(
+        {path.resolve(): path for given in options.folders for path in episodes_in(given)}.values()
+    )
     count, left_out = export_lerobot(folders, options.out, options.failures)
     print(f"{count} episodes exported to {options.out}")
     for reason, number in sorted(left_out.items()):
@@ -221,7 +225,7 @@ def episodes_in(folder: Path) -> list[Path]:
     """
     found = sorted({*list_episodes(folder), *_incomplete(folder)}, key=lambda path: path.name)
     if not found:
-        what = "no episode in it" if folder.is_dir() else "no such folder"
+        what = "no episode in it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise BadRequest(f"{folder}: expected a folder of episodes, found {what}")
     return found
 

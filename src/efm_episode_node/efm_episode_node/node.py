@@ -249,9 +249,8 @@ class EpisodeNode(EfmLifecycleNode):
             self._post(mark)
             response.message = "noted"
         else:
-            response.message = (
-                f"expected the phase {wanted.name}, found {phase.name}: {self._runner.progress.message}"
-            )
+            why = self._runner.progress.message
+            response.message = f"expected the phase {wanted.name}, found {phase.name}{why and f': {why}'}"
         return response
 
     def _pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

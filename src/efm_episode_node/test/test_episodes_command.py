@@ -15,12 +15,12 @@ POINTMASS = load_embodiment("pointmass")
 STEPS = 5
 
 
-def record(folder, name):
+def record(folder, name, instruction="reach the goal"):
     summary = Summary(
         name,
         1_000_000_000,
         1_000_000_000 + STEPS * round(1e9 / POINTMASS.control_rate_hz),
-        instruction="reach the goal",
+        instruction=instruction,
         mode=Mode.COLLECT,
         outcome=Outcome.SUCCESS,
         end_reason=EndReason.ACTOR_DONE,
@@ -74,3 +74,30 @@ def test_a_folder_without_episodes_is_told(tmp_path):
         episodes_command.main(["list", str(tmp_path)])
     with pytest.raises(BadRequest, match="no such folder"):
         episodes_command.main(["check", str(tmp_path / "nowhere")])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadRequest, match="found a file"):
+        episodes_command.main(["list", str(tmp_path / "file")])
+
+
+def test_an_instruction_is_shown_as_it_was_given(tmp_path, capsys):
+    """Brackets were taken for colours, and dollars for formulas."""
+    words = "press [red] or [/red] for $x^$"
+    record(tmp_path / "robot_1", "odd", words)
+    assert episodes_command.main(["list", str(tmp_path)]) == 0
+    assert words in capsys.readouterr().out
+    assert episodes_command.main(["show", str(tmp_path / "robot_1/odd")]) == 0
+    assert words in capsys.readouterr().out
+    out = tmp_path / "odd.png"
+    assert episodes_command.main(["plot", str(tmp_path / "robot_1/odd"), "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize(("name", "found"), [("one.foo", "the ending '.foo'"), ("", "a folder")])
+def test_a_picture_that_cannot_be_drawn_is_refused(spool, tmp_path, name, found):
+    with pytest.raises(BadRequest, match=found):
+        episodes_command.main(["plot", str(spool / "robot_1/good"), "--out", str(tmp_path / name)])
+
+
+def test_an_episode_of_a_folder_that_is_named_twice_is_exported_once(spool, tmp_path, capsys):
+    folders = [str(spool), str(spool / "robot_1")]
+    assert episodes_command.main(["export", "--to", "lerobot", *folders, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("1 episodes exported")

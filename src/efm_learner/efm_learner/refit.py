@@ -78,7 +78,8 @@ def refit(
         steps: Gradient steps; None: as the reward was made.
 
     Raises:
-        BadRequest: The reward was made by something else, or the verifier is the reward itself.
+        BadRequest: The reward was made by something else, the verifier is the reward itself, or `run` is no
+            practice run.
         EpisodeInvalid: No usable episode in one of the folders.
         EmbodimentMismatch: The bundles or the demonstrations are of different robots.
     """
@@ -88,6 +89,11 @@ def refit(
     verifier.check_embodiment(embodiment)
     config = _config_of(reward)
     config = config if steps is None else replace(config, steps=steps)
+    if not list_episodes(run / "episodes"):
+        raise BadRequest(
+            f"{run}: expected the folder of a practice run, with episodes in {run / 'episodes'}, found none; "
+            "name the --run of efm practice"
+        )
     wanted = [_wanted(path, reward, Judge(verifier)) for path in list_episodes(run / "episodes")]
     own = {path.name for path in list_episodes(run / "episodes")}
     episodes, frames, _ = load_episodes(demonstrations, embodiment, out / ".cache", wanted)

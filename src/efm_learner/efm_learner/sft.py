@@ -21,6 +21,7 @@ from efm_core.embodiment import Embodiment, load_embodiment
 from efm_learner.calibrate import calibrate
 from efm_learner.dataset import load_tables
 from efm_learner.export import export_bundle
+from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork, input_specs
 from efm_learner.samples import StepTable
 from efm_learner.sft_config import SftConfig
@@ -112,7 +113,7 @@ def export(
         **common,
     )
     summary = {"policy": policy.id, "reward": reward.id, "calibration": report}
-    (out / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
+    replace_file(out / "result.json", (json.dumps(summary, indent=2) + "\n").encode())
     return SftResult(policy, reward, report)
 
 

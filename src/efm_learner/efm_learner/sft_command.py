@@ -125,6 +125,8 @@ def config_from(arguments: Sequence[str]) -> SftConfig:
         key, separator, value = text.partition("=")
         if not separator:
             raise BadRequest(f"--set: expected KEY=VALUE, found {text!r}")
+        if key.startswith("backbone."):  # A setting of the default backbone keeps its name.
+            values.setdefault("backbone", dict(SftConfig.from_dict({}).backbone))
         try:
             _set(values, key, yaml.safe_load(value))
         except yaml.YAMLError as error:

@@ -78,29 +78,34 @@ class SftConfig:
     precision: str = "no"
 
     def __post_init__(self) -> None:
-        fine = {
-            "backbone": isinstance(self.backbone.get("name"), str),
-            "heads": self.heads >= 1,
-            "combine": self.combine in ("mean", "max"),
-            "steps": self.steps >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "final_share": 0 <= self.final_share <= 1,
-            "gradient_norm": self.gradient_norm >= 0,
-            "instruction_weight": self.instruction_weight >= 0,
-            "validation_share": 0 <= self.validation_share < 1,
-            "validate_every": self.validate_every >= 1,
-            "checkpoint_every": self.checkpoint_every >= 1,
-            "policy_weights": self.policy_weights in ("best", "last"),
-            "seed": self.seed >= 0,
-            "threads": self.threads >= 1,
-            "device": self.device in ("cpu", "auto"),
-            "precision": self.precision in ("no", "bf16"),
+        count, share = "a whole number from 1 on", "from 0 to 1"
+        expected = {
+            "backbone": (isinstance(self.backbone.get("name"), str), "a mapping with a name"),
+            "heads": (self.heads >= 1, count),
+            "combine": (self.combine in ("mean", "max"), "mean or max"),
+            "steps": (self.steps >= 1, count),
+            "learning_rate": (0 < self.learning_rate < math.inf, "a number above 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "a number from 0 on"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "final_share": (0 <= self.final_share <= 1, share),
+            "gradient_norm": (self.gradient_norm >= 0, "0 or more"),
+            "instruction_weight": (0 <= self.instruction_weight < math.inf, "a number from 0 on"),
+            "validation_share": (0 <= self.validation_share < 1, "from 0 to below 1"),
+            "validate_every": (self.validate_every >= 1, count),
+            "checkpoint_every": (self.checkpoint_every >= 1, count),
+            "policy_weights": (self.policy_weights in ("best", "last"), "best or last"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to below 2^63"),
+            "threads": (self.threads >= 1, count),
+            "device": (self.device in ("cpu", "auto"), "cpu or auto"),
+            "precision": (self.precision in ("no", "bf16"), "no or bf16"),
         }
-        wrong = [f"{name}={getattr(self, name)!r}" for name, valid in fine.items() if not valid]
+        wrong = [
+            f"{name}={getattr(self, name)!r}, expected {text}"
+            for name, (valid, text) in expected.items()
+            if not valid
+        ]
         if wrong:
-            raise BadRequest(f"settings of sft out of range: {', '.join(wrong)}; see SftConfig")
+            raise BadRequest(f"settings of sft out of range: {'; '.join(wrong)}")
         if (self.instruction_weight > 0) != self.mixture.instruction:
             raise BadRequest(
                 "settings of sft: mixture.instruction and instruction_weight > 0 belong together, found "

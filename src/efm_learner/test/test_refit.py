@@ -12,7 +12,7 @@ import yaml
 
 from efm_core.bundle import load_bundle
 from efm_core.episode import Actor, EndReason, Mode, Outcome, read_episode
-from efm_core.errors import BadRequest, EpisodeInvalid
+from efm_core.errors import BadRequest
 from efm_learner import refit_command, sft_command
 from efm_learner.export import recalibrated
 from efm_learner.labelling import Judge
@@ -125,7 +125,7 @@ def test_refitting_says_what_is_missing(stage_one, tmp_path):
     folder, reward = stage_one
     verifier = verifier_for(reward, tmp_path)
     demonstrations, out = folder / "demonstrations", tmp_path / "out"
-    with pytest.raises(EpisodeInvalid, match="found 20 and 0 that can be used"):
+    with pytest.raises(BadRequest, match="expected the folder of a practice run"):
         refit(tmp_path / "empty", reward, verifier, demonstrations, out)
     with pytest.raises(BadRequest, match="the verifier is the reward itself"):
         refit(tmp_path / "run", reward, reward, demonstrations, out)

@@ -66,6 +66,11 @@ def test_options_and_dotted_settings_reach_the_configuration(tmp_path):
     assert config.mixture.instruction and config.instruction_weight == 0.5
 
 
+def test_a_setting_of_the_backbone_leaves_the_default_one_in_place():
+    """It was refused, because the name was lost."""
+    assert config_from([*NEEDED, "--set", "backbone.width=32"]).backbone == {"name": "small", "width": 32}
+
+
 def test_a_misspelt_setting_names_the_nearest_one():
     with pytest.raises(BadRequest, match="did you mean 'censored'"):
         config_from([*NEEDED, "--set", "mixture.censord=1"])
@@ -85,7 +90,8 @@ def test_a_misspelt_setting_names_the_nearest_one():
         ("backbone=small", "sft: backbone: expected a mapping"),
         ("backbone={}", "out of range: backbone={}"),
         ("labelling.rest_steps=-3", "expected rest_steps and censored_margin of 0 or more"),
-        ("seed=-1", "out of range: seed=-1"),
+        ("seed=-1", "out of range: seed=-1, expected from 0"),
+        ("learning_rate=.inf", "learning_rate=inf, expected a number above 0"),
         ("learning_rate=fast", "sft: learning_rate: expected a number, found 'fast'"),
     ],
 )
