@@ -56,6 +56,8 @@ class Practice:
     def run(self, before: Mapping[str, Any], iterations: int, every: int, episodes: int) -> dict[str, Any]:
         """Practises to the end and returns the curve, what every iteration saw, and the guard's word.
 
+        `guarded` is the policy that the guard went back to when it stopped, or would choose at the end.
+
         Args:
             before: Counts of the policy as it comes, the first point of the curve.
             iterations: In all.
@@ -65,13 +67,16 @@ class Practice:
         state = self.state
         if not state["curve"]:
             state["curve"].append({"iteration": 0, "practised": 0, **before})
+            self._keep_policy()
         while state["iteration"] < iterations:
             self._iterate()
             done = state["iteration"] == iterations
             if done or state["iteration"] % every == 0:
                 self._evaluate(episodes * (2 if done else 1))
                 self._save()
-        return {key: state[key] for key in ("episodes", "steps", "curve", "history", "stop")}
+        guarded = self._guarded(2 * episodes)
+        found = {key: state[key] for key in ("episodes", "steps", "curve", "history", "stop")}
+        return {**found, "guarded": guarded}
 
     def _iterate(self) -> None:
         state, trainer = self.state, self.trainer
@@ -80,6 +85,7 @@ class Practice:
         played = self._play(first, rng)
         report = trainer.iterate([p.rollout for p in played])
         state["iteration"] += 1
+        self._keep_policy()
         state["episodes"] += len(played)
         state["steps"] += sum(len(p.rollout) for p in played)
         for p in played:
@@ -124,9 +130,24 @@ class Practice:
         last = self.state["history"][-1] if self.state["history"] else {}
         print(self.folder, json.dumps({**last, **self.state["curve"][-1]}), flush=True)
 
+    def _guarded(self, episodes: int) -> dict[str, Any]:
+        stop = self.state["stop"]
+        version = stop["best_version"] if stop else self.guard.ranking()[0]
+        last = {name: value.clone() for name, value in self.trainer.network.state_dict().items()}
+        self.trainer.network.load_state_dict(load_file(self._policy_of(version)))
+        found = {"version": version, **self.evaluate(episodes)}
+        self.trainer.network.load_state_dict(last)
+        return found
+
+    def _policy_of(self, version: int) -> Path:
+        return self.folder / f"policy-{version}.safetensors"
+
+    def _keep_policy(self) -> None:
+        content = save(self.trainer.network.state_dict())
+        replace_file(self._policy_of(self.state["iteration"]), content)
+
     def _save(self) -> None:
         version = self.state["iteration"]
-        replace_file(self.folder / f"policy-{version}.safetensors", save(self.trainer.network.state_dict()))
         optimizer = self.folder / f"optimizer-{version}.safetensors"
         optimizer.unlink(missing_ok=True)  # Of a version that was begun but never named in the state.
         save_optimizer(self.trainer.optimizer, optimizer)
@@ -143,5 +164,5 @@ class Practice:
         self.state = content
         version = content["iteration"]
         self.trainer.iteration = version
-        self.trainer.network.load_state_dict(load_file(self.folder / f"policy-{version}.safetensors"))
+        self.trainer.network.load_state_dict(load_file(self._policy_of(version)))
         load_optimizer(self.trainer.optimizer, self.folder / f"optimizer-{version}.safetensors")

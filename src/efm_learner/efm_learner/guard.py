@@ -4,12 +4,13 @@ The policy is rewarded by one steps-to-go model, and sooner or later finds state
 success and the world does not: detected success goes on rising while true success falls. A second model, the
 **verifier**, was trained apart (other seed, other split) and is used for nothing else, so practice puts no
 pressure on its mistakes. An episode counts as good when the detector ended it AND the verifier agrees on the
-last observations. The guard knows the version with the most good episodes, and stops practice when the newest
-episodes are worse than the best ones before them, beyond chance.
+last observations; it is doubted when the detector ended it alone. The guard knows the version with the most
+good episodes, and stops practice when, beyond chance, the newest episodes are less often good than the best
+ones before them, or more often doubted without being good more often.
 
-What it leaves out: mistakes that both models share. They were trained on demonstrations of the same robot;
-where those never show a certain failure, both can be wrong. Without a verifier only the detector is left to
-ask, and the guard cannot notice that it is fooled (`BLIND`).
+What it leaves out: mistakes that both models share. Where demonstrations never show a certain failure, both
+can be wrong: a verifier of demonstrations with other failures sees more. Without a verifier only the detector
+is left to ask, and the guard cannot notice that it is fooled (`BLIND`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ BLIND = (
     "there is no verifier: the guard can only ask the detector, and does not notice when that is fooled; "
     "train a second reward bundle with another seed and name it"
 )
+GAIN = 1.0  # Standard deviations by which episodes must be good more often to be worth more doubts.
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class GuardSettings:
     Attributes:
         enabled: Off: signals are still recorded, but nothing stops.
         window: Episodes that are judged together, at least.
-        significance: Standard deviations by which the newest window must lie below the best one. The best
-            of many windows is good by luck as well: of 600 simulated runs with a constant rate of success,
-            1,560 episodes each, 8 were stopped at 4, and 213 at 3.
+        significance: Standard deviations by which the newest window must be worse than one before it. The
+            best of many windows is good by luck as well: of 600 simulated runs with constant rates, 1,560
+            episodes each, 1 was stopped at 4.5, 17 at 4 and 59 at 3.5.
         instant_steps: A success within so many control steps beyond the detector's hold counts as instant:
             nothing can be done so fast.
         instant_window: Newest episodes that are looked at for instant ones.
@@ -50,8 +52,8 @@ class GuardSettings:
     """
 
     enabled: bool = True
-    window: int = 60
-    significance: float = 4.0
+    window: int = 90
+    significance: float = 4.5
     instant_steps: int = 2
     instant_window: int = 10
     instant_share: float = 0.8
@@ -89,11 +91,16 @@ class Verdict:
 
 
 class _Tally(NamedTuple):
-    """Episodes of one version, or of several together; `good` is never instant."""
+    """Episodes of one version, or of several together; of those detected, the good are never instant."""
 
     episodes: int = 0
     good: int = 0
     detected: int = 0
+
+    @property
+    def doubted(self) -> int:
+        """Those that the detector ended and that are not good."""
+        return self.detected - self.good
 
     def plus(self, other: _Tally) -> _Tally:
         return _Tally(self.episodes + other.episodes, self.good + other.good, self.detected + other.detected)
@@ -150,7 +157,7 @@ class Guard:
         Args:
             kl: Mean KL from the Stage-1 policy per decision [nats].
         """
-        return self._verdict(self._instant_message() or self._kl_message(kl) or self._fall_message())
+        return self._verdict(self._instant_message() or self._kl_message(kl) or self._past_peak_message())
 
     def _verdict(self, message: str) -> Verdict:
         return Verdict(bool(message) and self.settings.enabled, next(iter(self.ranking()), 0), message)
@@ -189,20 +196,31 @@ class Guard:
         limit = self.settings.kl_limit
         return f"KL from Stage 1 is {kl:.2f}, more than {limit:g} nats" if limit and kl > limit else ""
 
-    def _fall_message(self) -> str:
-        """Compares the newest window with the best one that has no episode in common with it."""
+    def _past_peak_message(self) -> str:
+        """Compares the newest window with those that have no episode in common with it."""
         full = [window for window in self._windows() if window.tally.episodes >= self.settings.window]
         if not full or full[-1].last != max(self._tallies):
             return ""
-        newest = full[-1]
-        before = [window for window in full if window.last < newest.first]
-        best = max(before, key=lambda window: _fall(window.tally, newest.tally), default=None)
-        if best is None or _fall(best.tally, newest.tally) <= self.settings.significance:
+        now, limit = full[-1].tally, self.settings.significance
+        before = [window for window in full if window.last < full[-1].first]
+        best = max(before, key=lambda window: window.tally.good / window.tally.episodes, default=None)
+        if best is None:
             return ""
-        return (
-            f"good episodes fell from {best.tally} (until version {best.last}) to {newest.tally}, of which "
-            f"{newest.tally.detected} look like success to the detector"
-        )
+        if _rise(best.tally, now, "good") < -limit:
+            return (
+                f"good episodes fell from {best.tally} (until version {best.last}) to {now}, of which "
+                f"{now.detected} look like success to the detector"
+            )
+        as_good = (window for window in before if _rise(window.tally, now, "good") < GAIN)
+        calm = min(as_good, key=lambda window: window.tally.doubted / window.tally.episodes, default=None)
+        if calm is not None and _rise(calm.tally, now, "doubted") > limit:
+            was = calm.tally
+            return (
+                f"detections that the verifier doubts rose from {was.doubted} of {was.episodes} episodes "
+                f"(until version {calm.last}) to {now.doubted} of {now.episodes}, good episodes only from "
+                f"{was} to {now}"
+            )
+        return ""
 
     def _windows(self) -> list[_Window]:
         """Returns for each version the episodes that it is judged by, in the order of versions."""
@@ -218,9 +236,9 @@ class Guard:
         return windows
 
 
-def _fall(before: _Tally, after: _Tally) -> float:
-    """Returns by how many standard deviations the rate fell, if both had the same true rate."""
-    both = before.plus(after)
-    rate = (both.good + 1) / (both.episodes + 2)  # Never 0 or 1.
+def _rise(before: _Tally, after: _Tally, what: str) -> float:
+    """Returns by how many standard deviations the rate of "good" or "doubted" episodes rose."""
+    was, now = getattr(before, what), getattr(after, what)
+    rate = (was + now + 1) / (before.episodes + after.episodes + 2)  # Never 0 or 1.
     deviation = math.sqrt(rate * (1 - rate) * (1 / before.episodes + 1 / after.episodes))
-    return (before.good / before.episodes - after.good / after.episodes) / deviation
+    return (now / after.episodes - was / before.episodes) / deviation

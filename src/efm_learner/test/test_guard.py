@@ -39,7 +39,24 @@ def test_practice_past_the_peak_is_stopped_though_the_detector_sees_nothing_but_
     assert verdict.stop
     assert 24 <= stopped_at <= 45
     assert 10 <= verdict.best_version <= 28
-    assert "look like success to the detector" in verdict.message
+    assert "good episodes" in verdict.message
+
+
+def test_doubted_detections_that_rise_without_any_gain_stop_practice():
+    """What the run on Meta-World's push showed: the detector sees ever more, the verifier no more of it."""
+    rng = np.random.default_rng(3)
+    share = {"detected": lambda version: min(0.85, 0.5 + 0.02 * version)}
+    _, stopped_at, verdict = practise(lambda v: 0.4 / share["detected"](v), 60, rng, **share)
+    assert verdict.stop and 10 <= stopped_at <= 40
+    assert "detections that the verifier doubts rose from" in verdict.message
+
+
+def test_a_verifier_that_is_too_strict_does_not_stop_a_policy_that_gets_better():
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        found = {"detected": lambda version: min(0.95, 0.3 + 0.02 * version)}
+        _, _, verdict = practise(lambda _: 0.8, 40, rng, **found)  # It denies one of five.
+        assert not verdict.stop
 
 
 def test_noise_alone_stops_one_run_in_a_hundred():
