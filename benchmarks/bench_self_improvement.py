@@ -66,8 +66,9 @@ class Experiment:
         backbone: Of the networks.
         multiples: How many times the demonstrations the comparisons get.
         training: Settings of `SftConfig`.
-        judge: What is different, as in `changed`, when the reward and the verifier are trained; with another
-            expert they get demonstrations of their own.
+        judge: What is different, as in `changed`, when the reward and the verifier are trained.
+        verifier: What is different besides for the verifier; with another expert it gets demonstrations of
+            its own.
         steps: Gradient steps of fine-tuning on 1,000 demonstrations; with m times the data, the square root
             of m times as many.
         holds: Candidates for the observations that the detector needs at or below its threshold.
@@ -84,6 +85,7 @@ class Experiment:
     training: Mapping[str, Any]
     steps: int
     judge: Mapping[str, Any] = field(default_factory=dict)
+    verifier: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
     multiples: tuple[int, ...] = (2, 4)
     holds: tuple[int, ...] = (1, 2, 3)
@@ -126,8 +128,9 @@ PUSH = Experiment(
     expert={},
     demonstrations=2000,
     training=TRAINING,
-    # A judge must have seen the hand at the goal without the object.
-    judge={**JUDGE, "expert": {"fail": 0.4}},
+    judge=JUDGE,
+    # It must have seen what practice finds: the hand at the goal without the object.
+    verifier={"expert": {"fail": 0.4}},
     backbone=IMAGES,
     steps=4000,
     practice=TABLE.practice,
@@ -191,13 +194,14 @@ class Study:
         return self._worlds
 
     def treated(self, kind: str) -> Experiment:
-        """Returns the experiment as it is for a policy, or for a judge of it."""
-        return self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
+        """Returns the experiment as it is for a policy, its reward or its verifier."""
+        experiment = self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
+        return changed(experiment, self.experiment.verifier) if kind == VERIFIER else experiment
 
     def recorded(self, kind: str) -> Path:
         """Returns the folder of the demonstrations."""
         own = self.treated(kind).expert != self.experiment.expert
-        return self.folder.with_name(f"{self.folder.name}-demonstrations" + "-of-judges" * own)
+        return self.folder.with_name(f"{self.folder.name}-demonstrations" + f"-of-{kind}" * own)
 
     def record(self, kind: str, count: int, processes: int) -> None:
         """Records what is missing of `count` demonstrations."""
@@ -313,7 +317,7 @@ def main() -> None:
     for study in studies:
         if options.record:
             study.record(POLICY, options.record, options.processes)
-            study.record(REWARD, options.record, options.processes)
+            study.record(VERIFIER, options.record, options.processes)
         for name in options.fine_tune or ():
             kind, _, count = name.partition("-")
             print(name, json.dumps(study.learn(kind, int(count), options.processes).found), flush=True)
