@@ -24,12 +24,12 @@ import torch
 
 from efm_core.action_tokens import ActionTokenizer
 from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.files import replace_file
 from efm_core.policy import sample_actions
 from efm_core.statistics import wilson_interval
 from efm_core.steps_to_go import StepsToGoBins, combine
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
-from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork
 from efm_learner.practice import PracticeSettings, PracticeTrainer, Rollout
 from efm_learner.samples import EpisodeArrays, Labelling, make_table

@@ -36,9 +36,9 @@ from recorded import load, record
 from safetensors.torch import load_file, save
 
 from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.files import replace_file
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
-from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork, build_network
 from efm_learner.practice import PracticeSettings, PracticeTrainer
 from efm_learner.samples import Labelling, StepTable, make_table

@@ -31,10 +31,10 @@ import torch
 from bench_pointmass import EVALUATION_SEED, PRACTICE_SEED, Play
 
 from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.files import replace_file
 from efm_core.statistics import wilson_interval
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
-from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork
 from efm_learner.practice import PracticeSettings, PracticeTrainer
 from efm_learner.samples import EpisodeArrays, Labelling, make_table

@@ -11,9 +11,9 @@ import numpy as np
 from in_process import Played, Player, upto
 from safetensors.torch import load_file, save
 
+from efm_core.files import replace_file
 from efm_learner.checkpoint import load_optimizer, save_optimizer
 from efm_learner.guard import Guard, GuardSettings
-from efm_learner.json_lines import replace_file
 from efm_learner.practice import PracticeTrainer
 
 FIRST_SEED = 1_000_000

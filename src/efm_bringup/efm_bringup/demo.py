@@ -27,6 +27,7 @@ from efm_bringup.recipes import Recipe, recipe_of
 from efm_bringup.report import write_report
 from efm_bringup.stacks import STACKS, nodes_of, read_arguments
 from efm_core.errors import BadRequest, EfmError, WaitTimeout
+from efm_core.files import replace_file
 from efm_core.summary import Mode
 from efm_episode_node.evaluate_command import FIRST_SEED, evaluate
 from efm_episode_node.fleet_client import Wish
@@ -288,9 +289,7 @@ class Demo:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.rename(path)
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 
 from efm_core.episode import Episode, list_episodes, read_episode, read_summary
 from efm_core.errors import BadRequest
+from efm_core.files import replace_file
 
 __all__ = ["write_report"]
 
@@ -65,9 +66,7 @@ def write_report(run: Path) -> Path:
     head = f"<!doctype html><meta charset='utf-8'><title>EFM report</title><style>{STYLE}</style>"
     page = head + "".join(parts)
     path = run / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page)
-    partial.rename(path)
+    replace_file(path, page.encode())
     return path
 
 

@@ -64,6 +64,23 @@ def disk_full_is_told(what: str, where: Path) -> Iterator[None]:
         ) from error
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file as a whole: a crash leaves the old content or the new one.
+
+    Raises:
+        SpoolFull: The disk is full; the old content is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_full_is_told(path.name, path.parent):
+        try:
+            partial.unlink(missing_ok=True)
+            write_synced(partial, data)
+            partial.replace(path)
+            sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def made_whole(folder: Path, what: str) -> Iterator[Path]:
     """Makes a folder under a temporary name, which it gives; it gets its own at the end, or nothing is left.

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 
 from efm_core.episode import Episode
 from efm_core.errors import BadRequest
@@ -29,7 +30,7 @@ def plot_episode(episode: Episode, out: Path) -> None:
     Raises:
         BadRequest: `out` is a folder, or ends in a format that cannot be drawn.
     """
-    formats = sorted(plt.gcf().canvas.get_supported_filetypes())
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
     if out.is_dir() or out.suffix[1:].lower() not in formats:
         found = "a folder" if out.is_dir() else f"the ending {out.suffix!r}"
         raise BadRequest(f"{out}: expected a file that ends in one of {', '.join(formats)}, found {found}")

@@ -28,6 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from efm_core.errors import BadRequest
+from efm_core.files import replace_file
 from efm_core.statistics import wilson_interval
 from efm_core.summary import Mode, Outcome, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
@@ -234,7 +235,7 @@ def write(report: dict[str, Any], out: Path) -> None:
         for row in report["rows"]:
             cells = {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
             writer.writerow(cells | {"seconds": f"{row['seconds']:.3f}"})
-    (out / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    replace_file(out / "evaluation.json", (json.dumps(report, indent=1) + "\n").encode())
 
 
 def show(report: dict[str, Any], out: Path | None) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from efm_core.errors import BadRequest
-from efm_core.files import disk_full_is_told, sync, write_synced
+from efm_core.files import disk_full_is_told, replace_file
 
-__all__ = ["JsonLines", "replace_file"]
+__all__ = ["JsonLines"]
 
 
 class JsonLines:
@@ -71,20 +71,3 @@ class JsonLines:
             return
         del self.entries[count:]
         replace_file(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries).encode())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file as a whole: a crash leaves the old content or the new one.
-
-    Raises:
-        SpoolFull: The disk is full; the old content is untouched.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with disk_full_is_told(path.name, path.parent):
-        try:
-            partial.unlink(missing_ok=True)
-            write_synced(partial, data)
-            partial.replace(path)
-            sync(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)

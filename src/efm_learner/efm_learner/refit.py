@@ -26,12 +26,11 @@ from efm_core.bundle import Bundle
 from efm_core.episode import EndReason, list_episodes, read_episode
 from efm_core.episode_file import bag_file
 from efm_core.errors import BadRequest, EpisodeInvalid
-from efm_core.files import sha256_of
+from efm_core.files import replace_file, sha256_of
 from efm_learner.calibrate import calibrate, firing_times
 from efm_learner.dataset import episode_arrays, load_episodes, split_episodes
 from efm_learner.export import export_bundle, load_network
 from efm_learner.frame_cache import Wanted
-from efm_learner.json_lines import replace_file
 from efm_learner.labelling import Judge
 from efm_learner.rollouts import check_practised
 from efm_learner.samples import EpisodeArrays, StepTable, make_table
@@ -89,13 +88,14 @@ def refit(
     verifier.check_embodiment(embodiment)
     config = _config_of(reward)
     config = config if steps is None else replace(config, steps=steps)
-    if not list_episodes(run / "episodes"):
+    practised = list_episodes(run / "episodes")
+    if not practised:
         raise BadRequest(
             f"{run}: expected the folder of a practice run, with episodes in {run / 'episodes'}, found none; "
             "name the --run of efm practice"
         )
-    wanted = [_wanted(path, reward, Judge(verifier)) for path in list_episodes(run / "episodes")]
-    own = {path.name for path in list_episodes(run / "episodes")}
+    wanted = [_wanted(path, reward, Judge(verifier)) for path in practised]
+    own = {path.name for path in practised}
     episodes, frames, _ = load_episodes(demonstrations, embodiment, out / ".cache", wanted)
     labelled = Counter("successful" if e.success else "censored" for e in episodes if e.id in own)
     if not labelled or labelled.total() == len(episodes):

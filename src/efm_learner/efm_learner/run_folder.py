@@ -17,8 +17,7 @@ from typing import Any
 
 from efm_core.bundle import Bundle, load_bundle, write_bundle
 from efm_core.errors import BadRequest, SpoolLocked
-from efm_core.files import disk_full_is_told
-from efm_learner.json_lines import replace_file
+from efm_core.files import disk_full_is_told, replace_file
 
 __all__ = ["RunFolder"]
 

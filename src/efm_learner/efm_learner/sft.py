@@ -18,10 +18,10 @@ import torch
 
 from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.files import replace_file
 from efm_learner.calibrate import calibrate
 from efm_learner.dataset import load_tables
 from efm_learner.export import export_bundle
-from efm_learner.json_lines import replace_file
 from efm_learner.network import EfmNetwork, input_specs
 from efm_learner.samples import StepTable
 from efm_learner.sft_config import SftConfig
