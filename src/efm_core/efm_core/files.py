@@ -7,6 +7,7 @@ new one, never a mixture.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -90,18 +91,40 @@ def made_whole(folder: Path, what: str) -> Iterator[Path]:
         what: it holds, for errors.
 
     Raises:
-        BadRequest: the folder exists. SpoolFull: the disk is full.
+        BadRequest: the folder exists, or another process is making it. SpoolFull: the disk is full.
     """
-    if folder.exists():
-        raise BadRequest(f"{folder}: expected a folder that does not exist yet; choose another or remove it")
+    _must_be_new(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with disk_full_is_told(what, partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
     try:
-        with disk_full_is_told(what, partial):
-            partial.mkdir(parents=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadRequest(
+                f"{folder}: another process is making it; wait for it, or choose another"
+            ) from None
+        with _removed_on_error(partial), disk_full_is_told(what, partial):
+            _must_be_new(folder)  # Another process may have finished it just now.
+            for left in partial.iterdir():  # By a process that was killed.
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield partial
             partial.rename(folder)
             sync(folder.parent)
+    finally:
+        os.close(lock)
+
+
+def _must_be_new(folder: Path) -> None:
+    if folder.exists():
+        raise BadRequest(f"{folder}: expected a folder that does not exist yet; choose another or remove it")
+
+
+@contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
