@@ -1,5 +1,9 @@
 """A robot as its topics show it: what the nodes that only look on get to see."""
 
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
@@ -10,6 +14,26 @@ from efm_msgs.msg import EpisodeStatus, EpisodeSummary, Instruction, LearnerStat
 from efm_ros.conversion import ns_to_stamp, rgb_to_image
 from efm_ros.names import in_robot
 from efm_ros.qos import EVENTS, IMAGES, LATCHED
+
+
+@contextlib.contextmanager
+def meanwhile(step: Callable[[], object], pause_s: float = 0.0) -> Iterator[None]:
+    """Takes a step again and again, at least once, in a thread of its own while a block runs in this one."""
+    ending = threading.Event()
+
+    def repeat() -> None:
+        while True:
+            step()
+            if ending.wait(pause_s):
+                return
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
 
 
 class FakeRobot:

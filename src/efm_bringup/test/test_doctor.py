@@ -1,17 +1,15 @@
 """`efm doctor`: every fault is named with what was expected, what was found, and what to do."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-from fake_robot import FakeRobot
+from fake_robot import FakeRobot, meanwhile
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
 
@@ -307,24 +305,15 @@ def test_the_worst_comes_first():
     assert levels == sorted(levels, key=[W, O, Level.OK].index)
 
 
-@contextlib.contextmanager
 def alive(robot: FakeRobot, spinner, clock_ns=time.time_ns, places=()):
     """A robot that streams and answers while a block runs in this thread."""
-    ending = threading.Event()
     places = itertools.chain(places, itertools.repeat(0.1))
 
     def stream():
-        while not ending.is_set():
-            robot.observe(clock_ns(), next(places), 0.2)
-            spinner.executor.spin_once(timeout_sec=0.05)
+        robot.observe(clock_ns(), next(places), 0.2)
+        spinner.executor.spin_once(timeout_sec=0.05)
 
-    thread = threading.Thread(target=stream, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
+    return meanwhile(stream)
 
 
 @pytest.fixture

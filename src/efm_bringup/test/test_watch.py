@@ -1,15 +1,13 @@
 """`efm watch`: what is told of a fleet, and what keys do."""
 
-import contextlib
 import os
 import pty
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-from fake_robot import FakeRobot, learner
+from fake_robot import FakeRobot, learner, meanwhile
 from rclpy.node import Node
 from rich.console import Console
 from std_msgs.msg import Bool
@@ -233,24 +231,9 @@ def test_the_e_stop_works_without_a_policy_node(world, run, spinner):
     assert heard[0].data is True
 
 
-@contextlib.contextmanager
 def telling(robot, **fields):
     """A robot that says again and again how it is, as an episode node does."""
-    ending = threading.Event()
-
-    def tell():
-        while True:
-            robot.status(**fields)
-            if ending.wait(0.5):
-                return
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
+    return meanwhile(lambda: robot.status(**fields), 0.5)
 
 
 def test_one_look_ends_by_itself(robot):
