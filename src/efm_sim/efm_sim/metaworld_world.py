@@ -125,7 +125,8 @@ class ScriptedSkill:
         self._steps = 0
         self._fails_at = int(rng.integers(*FAILURE_STEPS)) if fails else -1
         self._goal_error = np.zeros(3)
-        self._loses_at: int | None = None
+        self._loses_at: float = np.inf  # Never.
+        self._lets_go = np.zeros(4)
         if fails:
             # An error in what the expert does not look at would change nothing.
             looks_at = " ".join(policy._parse_obs(world.observation))
@@ -135,8 +136,9 @@ class ScriptedSkill:
             if kind == "stops short":
                 self._fails_at //= 4
             elif kind == "loses it":
-                self._loses_at, self._lets_go = int(rng.integers(*LOSES_AT)), _away(rng)
-                self._fails_at += self._loses_at
+                loses_at = int(rng.integers(*LOSES_AT))
+                self._fails_at += loses_at
+                self._loses_at, self._lets_go = loses_at, _away(rng)
             else:
                 self._goal_error = _aside(WRONG_GOAL_BY, rng)
 
@@ -161,14 +163,14 @@ class ScriptedSkill:
         self._slip_action = np.zeros(4)
         seen = self._world.observation.copy()
         while self._waypoints:
-            offset = self._waypoints[0] - seen[:3]
+            offset = self._waypoints[0] - seen[HAND]
             if np.linalg.norm(offset) > WAYPOINT_REACHED and self._waypoint_steps < WAYPOINT_PATIENCE:
                 self._waypoint_steps += 1
                 return np.array([*(GAIN * offset), self._gripper])
             self._waypoints.pop(0)
             self._waypoint_steps = 0
         self._steps += 1
-        if self._loses_at is not None and self._steps > self._loses_at:
+        if self._steps > self._loses_at:
             if self._steps <= self._loses_at + LETS_GO_STEPS:
                 return self._lets_go
             seen[OBJECT] = seen[HAND] + IN_THE_GRIPPER
