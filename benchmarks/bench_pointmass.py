@@ -24,7 +24,7 @@ import torch
 
 from efm_core.action_tokens import ActionTokenizer
 from efm_core.embodiment import Embodiment, load_embodiment
-from efm_core.files import replace_file
+from efm_core.files import replace_json
 from efm_core.policy import sample_actions
 from efm_core.statistics import wilson_interval
 from efm_core.steps_to_go import StepsToGoBins, combine
@@ -240,7 +240,7 @@ def main() -> None:
 
     def keep(key: str, value: dict[str, Any]) -> None:
         results[key] = value
-        replace_file(options.out, (json.dumps(results, indent=1) + "\n").encode())
+        replace_json(options.out, results, indent=1)
         shown = {name: v for name, v in value.items() if name != "curve"}
         print(key, json.dumps(shown), flush=True)
 

@@ -31,7 +31,7 @@ import torch
 from bench_pointmass import EVALUATION_SEED, PRACTICE_SEED, Play
 
 from efm_core.embodiment import Embodiment, load_embodiment
-from efm_core.files import replace_file
+from efm_core.files import replace_json
 from efm_core.statistics import wilson_interval
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
@@ -220,7 +220,7 @@ def main() -> None:
         for name in missing:
             policy.load_state_dict(start)
             results[f"{seed}/{name}"] = measure(name, embodiment, policy, seed, options)
-            replace_file(options.out, (json.dumps(results, indent=1) + "\n").encode())
+            replace_json(options.out, results, indent=1)
             print(seed, name, json.dumps(results[f"{seed}/{name}"]), flush=True)
     print(table(results))
 

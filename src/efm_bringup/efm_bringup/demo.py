@@ -27,7 +27,7 @@ from efm_bringup.recipes import Recipe, recipe_of
 from efm_bringup.report import write_report
 from efm_bringup.stacks import STACKS, nodes_of, read_arguments
 from efm_core.errors import BadRequest, EfmError, WaitTimeout
-from efm_core.files import replace_file
+from efm_core.files import replace_json
 from efm_core.summary import Mode
 from efm_episode_node.evaluate_command import FIRST_SEED, evaluate
 from efm_episode_node.fleet_client import Wish
@@ -223,7 +223,7 @@ class Demo:
             "practice": {k: v for k, v in stages["practice"].items() if k not in ("best_path", "seconds")},
             "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         }
-        _write(self.out / "report.json", report)
+        replace_json(self.out / "report.json", report)
         return report
 
     # Helpers
@@ -242,7 +242,7 @@ class Demo:
                 "go on with those, or remove the folder"
             )
         self.stages.mkdir(parents=True, exist_ok=True)
-        _write(path, settings)
+        replace_json(path, settings)
 
     def _stage(self, name: str, work: Callable[[], Mapping[str, Any]]) -> None:
         if (self.stages / f"{name}.json").exists():
@@ -251,7 +251,7 @@ class Demo:
         print(f"== {name}", flush=True)
         began = time.monotonic()
         found = dict(work())
-        _write(self.stages / f"{name}.json", {**found, "seconds": round(time.monotonic() - began, 1)})
+        replace_json(self.stages / f"{name}.json", {**found, "seconds": round(time.monotonic() - began, 1)})
 
     def _read(self, name: str) -> dict[str, Any]:
         return json.loads((self.stages / f"{name}.json").read_text())
@@ -286,10 +286,6 @@ class Demo:
     def _check(self, command: Sequence[str], code: int) -> None:
         if code:
             raise BadRequest(f"the demo cannot go on: code {code} of {shlex.join(command)}")
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from efm_bringup.processes import ProcessGroup, wait_for
 from efm_bringup.stacks import STACKS, nodes_of, read_arguments
 from efm_bringup.up_command import parse_assignments
 from efm_core.errors import BadRequest, EfmError, WaitTimeout
-from efm_core.files import replace_file
+from efm_core.files import replace_json
 from efm_msgs.msg import LearnerStatus
 
 START_DEADLINE_S = 300.0  # On a busy machine a learner takes minutes to load; one that dies ends the wait.
@@ -149,7 +149,7 @@ def practise(
         "best_path": str(run / "bundles" / status.best_bundle_id),
         "message": status.message,
     }
-    replace_file(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    replace_json(run / "result.json", result)
     return result
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from efm_core.errors import BadRequest, SpoolFull
 
@@ -80,6 +82,11 @@ def replace_file(path: Path, data: bytes) -> None:
             sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def replace_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Writes JSON as `replace_file` does."""
+    replace_file(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
 @contextmanager

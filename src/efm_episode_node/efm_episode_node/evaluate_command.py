@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import json
 import math
 import sys
 import threading
@@ -28,7 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from efm_core.errors import BadRequest
-from efm_core.files import replace_file
+from efm_core.files import replace_json
 from efm_core.statistics import wilson_interval
 from efm_core.summary import Mode, Outcome, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
@@ -235,7 +234,7 @@ def write(report: dict[str, Any], out: Path) -> None:
         for row in report["rows"]:
             cells = {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
             writer.writerow(cells | {"seconds": f"{row['seconds']:.3f}"})
-    replace_file(out / "evaluation.json", (json.dumps(report, indent=1) + "\n").encode())
+    replace_json(out / "evaluation.json", report, indent=1)
 
 
 def show(report: dict[str, Any], out: Path | None) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Set
@@ -26,7 +25,7 @@ from efm_core.bundle import Bundle
 from efm_core.episode import EndReason, list_episodes, read_episode
 from efm_core.episode_file import bag_file
 from efm_core.errors import BadRequest, EpisodeInvalid
-from efm_core.files import replace_file, sha256_of
+from efm_core.files import replace_json, sha256_of
 from efm_learner.calibrate import calibrate, firing_times
 from efm_learner.dataset import episode_arrays, load_episodes, split_episodes
 from efm_learner.export import export_bundle, load_network
@@ -131,7 +130,7 @@ def refit(
         success_hold=int(detector["hold"]),
     )
     summary = {"reward": bundle.id, "practice": dict(labelled), "calibration": report}
-    replace_file(out / "result.json", (json.dumps(summary, indent=2) + "\n").encode())
+    replace_json(out / "result.json", summary)
     return RefitResult(bundle, dict(labelled), _fooled(reward, bundle, unseen, own))
 
 

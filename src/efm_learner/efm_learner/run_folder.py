@@ -17,7 +17,7 @@ from typing import Any
 
 from efm_core.bundle import Bundle, load_bundle, write_bundle
 from efm_core.errors import BadRequest, SpoolLocked
-from efm_core.files import disk_full_is_told, replace_file
+from efm_core.files import disk_full_is_told, replace_json
 
 __all__ = ["RunFolder"]
 
@@ -98,7 +98,7 @@ class RunFolder:
                     f"{self.path}: this run was begun with other settings: {'; '.join(changed)}; go on with "
                     "the same ones, or name a new folder"
                 )
-        replace_file(path, (json.dumps(mine, indent=2) + "\n").encode())
+        replace_json(path, mine)
 
     def adopt(self, bundle: Bundle) -> Bundle:
         """Copies a bundle into the run, so that it can be served from there; it keeps its id."""

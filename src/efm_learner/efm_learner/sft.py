@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 
 from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment, load_embodiment
-from efm_core.files import replace_file
+from efm_core.files import replace_json
 from efm_learner.calibrate import calibrate
 from efm_learner.dataset import load_tables
 from efm_learner.export import export_bundle
@@ -113,7 +112,7 @@ def export(
         **common,
     )
     summary = {"policy": policy.id, "reward": reward.id, "calibration": report}
-    replace_file(out / "result.json", (json.dumps(summary, indent=2) + "\n").encode())
+    replace_json(out / "result.json", summary)
     return SftResult(policy, reward, report)
 
 
