@@ -46,6 +46,8 @@ NETWORK_TROUBLE = re.compile(
     r"name resolution|NameResolutionError|NewConnectionError|Network is unreachable|ConnectTimeout"
     r"|ReadTimeout|Read timed out|ProtocolError|Connection (refused|reset|aborted)|ProxyError|IncompleteRead"
 )
+# Pip says the second where a constraint of the machine speaks of the same package.
+NOT_ON_INDEX = re.compile(r"No matching distribution|ResolutionImpossible")
 DISK_TROUBLE = re.compile(r"No space left on device|Errno 28|Disk quota exceeded")
 
 
@@ -287,7 +289,7 @@ class Workshop:
                 failed = (
                     f"`pip {' '.join(arguments[:2])} …` failed.\n{tail}\nNext: the whole log is {self.log}"
                 )
-                if "No matching distribution found" in tail:
+                if NOT_ON_INDEX.search(tail):
                     raise NotOnIndexError(f"{failed}; `pip config list` tells which indexes pip asks.")
                 raise SetupError(f"{failed}.")
             if attempt == 1:
