@@ -4,6 +4,7 @@ Set before anything imports rclpy, and inherited by the processes that tests sta
 package needs are not here.
 """
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -41,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(ROOT / "config" / "fastdds_localhost.xml"))
+    # Comes with CUDA builds of torch, and crashes once Mesa has loaded its own LLVM.
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
 
 
 @pytest.fixture(scope="session")

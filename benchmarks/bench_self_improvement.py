@@ -39,7 +39,7 @@ from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.files import replace_file
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
-from efm_learner.network import EfmNetwork, build_network
+from efm_learner.network import EfmNetwork, RewardEnsemble, build_network
 from efm_learner.practice import PracticeSettings, PracticeTrainer
 from efm_learner.samples import Labelling, StepTable, make_table
 from efm_learner.sft_config import SftConfig
@@ -50,8 +50,10 @@ from efm_sim.world import World, make_world
 EVALUATION_SEED = 5_000_000
 WORLDS = 16
 MOST_HELD_OUT = 500  # Demonstrations; judging more takes long and tells no more.
-POLICY, REWARD, VERIFIER = "policy", "reward", "verifier"
-SEED_OF = {POLICY: 0, REWARD: 1000, VERIFIER: 2000}
+POLICY, REWARD, SECOND, VERIFIER = "policy", "reward", "second", "verifier"
+SEED_OF = {POLICY: 0, REWARD: 1000, SECOND: 3000, VERIFIER: 2000}
+# Where the seeds of a kind's own demonstrations begin.
+OWN_DEMONSTRATIONS = {SECOND: 60_000, VERIFIER: 30_000}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Experiment:
         backbone: Of the networks.
         multiples: How many times the demonstrations the comparisons get.
         training: Settings of `SftConfig`.
-        judge: What is different, as in `changed`, when the reward and the verifier are trained.
+        judge: What is different, as in `changed`, when rewards and the verifier are trained.
+        second: What is different besides for a second reward, of demonstrations of its own; the reward is
+            then the ensemble of both. Empty: there is none.
         verifier: What is different besides for the verifier; with another expert it gets demonstrations of
             its own.
         steps: Gradient steps of fine-tuning on 1,000 demonstrations; with m times the data, the square root
@@ -85,6 +89,7 @@ class Experiment:
     training: Mapping[str, Any]
     steps: int
     judge: Mapping[str, Any] = field(default_factory=dict)
+    second: Mapping[str, Any] = field(default_factory=dict)
     verifier: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
     multiples: tuple[int, ...] = (2, 4)
@@ -129,7 +134,8 @@ PUSH = Experiment(
     demonstrations=2000,
     training=TRAINING,
     judge=JUDGE,
-    # It must have seen what practice finds: the hand at the goal without the object.
+    # They must have seen what practice finds: the hand at the goal without the object.
+    second={"expert": {"fail": 0.4}},
     verifier={"expert": {"fail": 0.4}},
     backbone=IMAGES,
     steps=4000,
@@ -194,24 +200,28 @@ class Study:
         return self._worlds
 
     def treated(self, kind: str) -> Experiment:
-        """Returns the experiment as it is for a policy, its reward or its verifier."""
+        """Returns the experiment as it is for a policy, its rewards or its verifier."""
         experiment = self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
-        return changed(experiment, self.experiment.verifier) if kind == VERIFIER else experiment
+        own = {SECOND: self.experiment.second, VERIFIER: self.experiment.verifier}
+        return changed(experiment, own.get(kind, {}))
 
-    def recorded(self, kind: str) -> Path:
-        """Returns the folder of the demonstrations."""
-        own = self.treated(kind).expert != self.experiment.expert
-        return self.folder.with_name(f"{self.folder.name}-demonstrations" + f"-of-{kind}" * own)
+    def recorded(self, kind: str) -> tuple[Path, int]:
+        """Returns the folder of the demonstrations, and their first seed."""
+        name, seed = f"{self.folder.name}-demonstrations", self.seed * 100_000
+        if self.treated(kind).expert == self.experiment.expert:
+            return self.folder.with_name(name), seed
+        return self.folder.with_name(f"{name}-of-{kind}"), seed + OWN_DEMONSTRATIONS[kind]
 
     def record(self, kind: str, count: int, processes: int) -> None:
         """Records what is missing of `count` demonstrations."""
         style = ExpertStyle.named("imperfect", **self.treated(kind).expert)
         make = partial(make_world, self.world, **self.experiment.options)
-        record(self.recorded(kind), count, self.seed * 100_000, make, style, processes)
+        folder, seed = self.recorded(kind)
+        record(folder, count, seed, make, style, processes)
 
     def tables(self, kind: str, count: int) -> tuple[StepTable, StepTable]:
         """Returns the first `count` demonstrations, (to train on, held out)."""
-        episodes, apart = load(self.recorded(kind), count), min(count // 10, MOST_HELD_OUT)
+        episodes, apart = load(self.recorded(kind)[0], count), min(count // 10, MOST_HELD_OUT)
         labelling = self.experiment.training["labelling"]
         return (
             make_table(episodes[apart:], self.embodiment, labelling),
@@ -258,15 +268,12 @@ class Study:
         device = "cuda" if self.device == "auto" and torch.cuda.is_available() else "cpu"
         settings = CalibrationSettings(holds=experiment.holds)
         report = calibrate(trained.reward.to(device), held_out, config.combine, settings)
-        kept = ("threshold", "hold", "recall", "precision", "expected_false_success")
         for network, file in ((trained.policy, "policy"), (trained.reward, "reward")):
             replace_file(folder / f"{file}.safetensors", save(network.cpu().state_dict()))
         found = {
             "demonstrations": count,
             "steps": config.steps,
-            "detector": {key: report["detector"][key] for key in kept},
-            "mean_absolute_error": report["mean_absolute_error"],
-            "rank_correlation": report["rank_correlation"],
+            **judged(report),
             "chosen": trained.state.best,
             "backbone": trained.policy.backbone_settings,
             "rows_per_second": round(trained.samples_per_second),
@@ -274,12 +281,34 @@ class Study:
         }
         write(folder / "found.json", found)
 
+    def judge(self, count: int, processes: int) -> tuple[Judge, Mapping[str, Any]]:
+        """Fine-tunes the reward, and where there is a second one joins both; gives it and its calibration."""
+        first = self.learn(REWARD, count, processes)
+        if not self.experiment.second:
+            return judge_of(first), first.found
+        second = self.learn(SECOND, count, processes)
+        joined = RewardEnsemble([first.reward, second.reward]).eval()
+        path = self.folder / f"ensemble-{count}.json"
+        if not path.exists():
+            settings = CalibrationSettings(holds=self.experiment.holds)
+            report = calibrate(joined, self.tables(SECOND, count)[1], "max", settings)
+            write(path, {"of": [first.found, second.found], **judged(report)})
+        found = json.loads(path.read_text())
+        return Judge(joined, found["detector"]["threshold"], found["detector"]["hold"], "max"), found
+
     def evaluate(
         self, player: Player, policy: EfmNetwork, episodes: int, greedy: bool = False
     ) -> dict[str, Any]:
         """Plays fixed seeds."""
         seeds = upto(range(EVALUATION_SEED, EVALUATION_SEED + episodes))
         return counts(player.play(policy, seeds, 0.0 if greedy else 1.0, np.random.default_rng(0)))
+
+
+def judged(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns of a calibration what goes into the results."""
+    kept = ("threshold", "hold", "recall", "precision", "expected_false_success")
+    found = {key: report[key] for key in ("mean_absolute_error", "rank_correlation")}
+    return {"detector": {key: report["detector"][key] for key in kept}, **found}
 
 
 def judge_of(learnt: Learnt) -> Judge:
@@ -317,7 +346,8 @@ def main() -> None:
     for study in studies:
         if options.record:
             study.record(POLICY, options.record, options.processes)
-            study.record(VERIFIER, options.record, options.processes)
+            for kind in OWN_DEMONSTRATIONS:
+                study.record(kind, options.record, options.processes)
         for name in options.fine_tune or ():
             kind, _, count = name.partition("-")
             print(name, json.dumps(study.learn(kind, int(count), options.processes).found), flush=True)
@@ -355,12 +385,13 @@ def run_seed(study: Study, results: Mapping[str, Any], keep: Any, processes: int
     names = [f"{seed}/sft", f"{seed}/practice", *(f"{seed}/sft x{m}" for m in experiment.multiples)]
     if all(name in results for name in names):
         return
-    learnt, judge, verifier = (study.learn(kind, count, processes) for kind in (POLICY, REWARD, VERIFIER))
-    player = Player(study.worlds(), study.embodiment, judge_of(judge), judge_of(verifier))
+    learnt, verifier = (study.learn(kind, count, processes) for kind in (POLICY, VERIFIER))
+    judge, calibration = study.judge(count, processes)
+    player = Player(study.worlds(), study.embodiment, judge, judge_of(verifier))
     if f"{seed}/sft" not in results:
         sampled = study.evaluate(player, learnt.policy, 2 * experiment.evaluated)
         greedy = study.evaluate(player, learnt.policy, experiment.evaluated, greedy=True)
-        found = {**learnt.found, "judge": judge.found, "sampled": sampled, "greedy": greedy}
+        found = {**learnt.found, "judge": calibration, "sampled": sampled, "greedy": greedy}
         keep(f"{seed}/sft", found)
     for multiple in experiment.multiples:
         if f"{seed}/sft x{multiple}" not in results:

@@ -21,7 +21,7 @@ from efm_core.reward import SuccessDetector
 from efm_core.statistics import wilson_interval
 from efm_core.steps_to_go import StepsToGoBins, combine
 from efm_learner.backbones import INSTRUCTION, STATE, image_input
-from efm_learner.network import EfmNetwork, input_specs
+from efm_learner.network import EfmNetwork, Network, input_specs
 from efm_learner.practice import Rollout
 from efm_learner.samples import EpisodeArrays
 from efm_sim.expert import ExpertEpisode, ExpertStyle, run_expert_episode
@@ -58,7 +58,7 @@ def arrays_of(episode: ExpertEpisode, name: str) -> EpisodeArrays:
 class Judge:
     """A reward network with its detector's settings."""
 
-    network: EfmNetwork
+    network: Network
     threshold: float
     hold: int
     combine: str = "mean"
@@ -188,7 +188,7 @@ class _Slot:
         self.ended = self.detected = False
         return True
 
-    def inputs(self, network: EfmNetwork) -> dict[str, np.ndarray]:
+    def inputs(self, network: Network) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         for name in input_specs(network):
             if name == STATE:

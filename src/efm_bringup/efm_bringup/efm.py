@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Stage 2: let robots practise until the budget or the guard ends it.",
     ),
     "refit": ("efm_learner.refit_command", "Learn steps-to-go anew, also from a practice run."),
+    "ensemble": ("efm_learner.ensemble_command", "Make one cautious reward of several."),
     "report": ("efm_bringup.report_command", "Make one HTML page of a run."),
     "watch": ("efm_bringup.watch_command", "The fleet in a terminal."),
     "doctor": ("efm_bringup.doctor_command", "Look at a running graph and say what is missing or odd."),

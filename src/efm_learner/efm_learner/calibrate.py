@@ -26,7 +26,7 @@ from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest
 from efm_core.statistics import wilson_interval
 from efm_learner.batches import foreign_instructions
-from efm_learner.network import EfmNetwork
+from efm_learner.network import Network
 from efm_learner.samples import StepTable
 from efm_learner.validation import episode_rows, predicted_steps
 
@@ -78,7 +78,7 @@ class JudgedEpisodes:
 
 
 def calibrate(
-    network: EfmNetwork, table: StepTable, combine: str, settings: CalibrationSettings
+    network: Network, table: StepTable, combine: str, settings: CalibrationSettings
 ) -> dict[str, Any]:
     """Returns the report that goes into the manifest: errors, calibration, and the chosen detector.
 
@@ -225,7 +225,7 @@ def _choice(curves: dict[int, list[dict[str, float]]], settings: CalibrationSett
 
 
 def _under_foreign_instructions(
-    network: EfmNetwork, table: StepTable, good: npt.NDArray[np.int64], combine: str
+    network: Network, table: StepTable, good: npt.NDArray[np.int64], combine: str
 ) -> list[FloatArray]:
     """Judges successful episodes under an instruction that means something else, where there is one."""
     others = foreign_instructions(table.instructions)

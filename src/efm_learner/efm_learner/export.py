@@ -36,7 +36,9 @@ from efm_learner.network import (
     ACTION_LOGITS,
     BATCH,
     NO_BIN,
+    STEPS_TO_GO_LOGITS,
     EfmNetwork,
+    Network,
     build_network,
     input_specs,
     random_batch,
@@ -50,7 +52,7 @@ PARITY_LIMIT = 1e-4
 class _Graph(nn.Module):
     """The network with positional inputs and outputs, as the tracer wants it."""
 
-    def __init__(self, network: EfmNetwork, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(self, network: Network, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
         self.network = network
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
@@ -77,7 +79,7 @@ class OnnxExporter:
         self._model = onnx.ModelProto()
         self._weights: dict[str, onnx.TensorProto] = {}
 
-    def export(self, network: EfmNetwork) -> bytes:
+    def export(self, network: Network) -> bytes:
         """Returns the ONNX file of a network, with every weight inside; adapters are merged into the layers.
 
         Raises:
@@ -107,7 +109,7 @@ class OnnxExporter:
 
 
 def export_bundle(
-    network: EfmNetwork,
+    network: Network,
     embodiment: Embodiment,
     out_dir: Path | str,
     kind: str,
@@ -142,7 +144,9 @@ def export_bundle(
         raise BadRequest(f"export: expected an exporter of kind '{kind}', found '{exporter.kind}'")
     batch = random_batch(network, 8) if parity_batch is None else dict(parity_batch)
     model = exporter.export(network)
-    files: dict[str, bytes | Path] = {MODEL_FILE: model, WEIGHTS_FILE: save_weights(network)}
+    files: dict[str, bytes | Path] = {MODEL_FILE: model}
+    if isinstance(network, EfmNetwork):
+        files[WEIGHTS_FILE] = save_weights(network)
     instruction = dict(network.instruction)
     if instruction["kind"] == "tokenizer":
         file = Path(instruction["file"])
@@ -182,8 +186,8 @@ def load_network(bundle: Bundle | Path | str) -> EfmNetwork:
         bundle = load_bundle(bundle)
     if WEIGHTS_FILE not in bundle.manifest.files:
         raise BundleInvalid(
-            f"{bundle.path}: expected {WEIGHTS_FILE}, found none: a converted bundle acts and judges, but "
-            f"cannot be trained; take its parent {bundle.manifest.parent_id}"
+            f"{bundle.path}: expected {WEIGHTS_FILE}, found none: a bundle that was converted or made of "
+            f"others acts and judges, but cannot be trained; take its parent {bundle.manifest.parent_id}"
         )
     network = build_network(bundle.embodiment, bundle.manifest.backbone, bundle.manifest.heads)
     try:
@@ -202,7 +206,7 @@ def recalibrated(bundle: Bundle, out_dir: Path | str, **manifest: Any) -> Bundle
 
 
 def check_parity(
-    network: EfmNetwork, model: bytes, batch: Mapping[str, torch.Tensor], outputs: Sequence[str]
+    network: Network, model: bytes, batch: Mapping[str, torch.Tensor], outputs: Sequence[str]
 ) -> dict[str, float]:
     """Runs torch and ONNX Runtime on the same inputs and returns the greatest difference of each output.
 
@@ -235,12 +239,12 @@ def check_parity(
     return differences
 
 
-def save_weights(network: EfmNetwork) -> bytes:
+def save_weights(network: Network) -> bytes:
     """Returns the network's state dict as a safetensors file."""
     return save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
 
 
-def architecture_of(network: EfmNetwork) -> str:
+def architecture_of(network: Network) -> str:
     """Returns a text that is equal for networks whose graphs differ in nothing but weights."""
     return json.dumps([network.backbone_settings, network.heads, network.embodiment.digest], sort_keys=True)
 
@@ -256,7 +260,7 @@ def git_revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _trace(network: EfmNetwork, outputs: Sequence[str]) -> onnx.ModelProto:
+def _trace(network: Network, outputs: Sequence[str]) -> onnx.ModelProto:
     """Traces the network and names the initialisers as in its state dict."""
     batch = random_batch(network, 2)
     free = torch.export.Dim(BATCH, min=1, max=65536)
@@ -306,13 +310,12 @@ def _quiet_tracer() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _output_specs(network: EfmNetwork, outputs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    shapes = {
-        ACTION_LOGITS: [BATCH, network.chunk, network.dimensions, network.max_bins],
-    }
-    steps = [BATCH, network.heads, network.embodiment.steps_to_go.bins]
-    return {name: {"shape": shapes.get(name, steps), "dtype": "float32"} for name in outputs}
+def _output_specs(network: Network, outputs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    shapes = {STEPS_TO_GO_LOGITS: [BATCH, network.heads, network.embodiment.steps_to_go.bins]}
+    if isinstance(network, EfmNetwork):
+        shapes[ACTION_LOGITS] = [BATCH, network.chunk, network.dimensions, network.max_bins]
+    return {name: {"shape": shapes[name], "dtype": "float32"} for name in outputs}
 
 
-def _device(network: EfmNetwork) -> torch.device:
+def _device(network: Network) -> torch.device:
     return next(network.parameters()).device

@@ -134,6 +134,11 @@ class EfmNetwork(nn.Module):
         """The policy's backbone, typed as the seam."""
         return cast(Backbone, self.policy_backbone)
 
+    @property
+    def trunks(self) -> list[Backbone]:
+        """One backbone of each kind that the network reads its inputs with."""
+        return [self.trunk]
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the policy's image encoder, which practice may freeze."""
         return self.trunk.encoder_parameters()
@@ -141,6 +146,51 @@ class EfmNetwork(nn.Module):
     def trained_parameters(self) -> int:
         """Returns the number of parameters that training changes."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+class RewardEnsemble(nn.Module):
+    """Several networks as one that judges: the steps-to-go heads of all of them.
+
+    Made of trained networks and not trained itself. Attributes as of `EfmNetwork`.
+
+    Raises:
+        BadRequest: Fewer than two networks, of different embodiments, or that read instructions differently.
+    """
+
+    def __init__(self, members: Sequence[EfmNetwork]) -> None:
+        super().__init__()
+        if len(members) < 2:
+            raise BadRequest(f"ensemble: expected 2 or more networks, found {len(members)}")
+        self.embodiment = members[0].embodiment
+        spoken = [member.instruction for member in members if instruction_size(member.instruction)]
+        self.instruction = (spoken or [members[0].instruction])[0]
+        for number, member in enumerate(members[1:], 2):
+            if member.embodiment.digest != self.embodiment.digest:
+                raise BadRequest(
+                    f"ensemble: expected networks of one embodiment, found '{self.embodiment.name}' and "
+                    f"'{member.embodiment.name}' ({self.embodiment.digest} and {member.embodiment.digest})"
+                )
+            if instruction_size(member.instruction) and member.instruction != self.instruction:
+                raise BadRequest(
+                    f"ensemble: network {number} reads instructions as {dict(member.instruction)}, one "
+                    f"before it as {dict(self.instruction)}; train them with the same backbone.instruction"
+                )
+        self.members = nn.ModuleList(members)
+        self.heads = sum(member.heads for member in members)
+        self.trunks = [trunk for member in members for trunk in member.trunks]
+        parts = [{**member.backbone_settings, "heads": member.heads} for member in members]
+        self.backbone_settings = {"name": "ensemble", "members": parts}
+
+    def forward(
+        self, batch: Batch, outputs: Sequence[str] = (STEPS_TO_GO_LOGITS,)
+    ) -> dict[str, torch.Tensor]:
+        """Returns `steps_to_go_logits` float32 [B, E, K] of all members, one after the other."""
+        assert tuple(outputs) == (STEPS_TO_GO_LOGITS,)
+        logits = [member(batch, outputs)[STEPS_TO_GO_LOGITS] for member in self.members]
+        return {STEPS_TO_GO_LOGITS: torch.cat(logits, dim=1)}
+
+
+Network = EfmNetwork | RewardEnsemble
 
 
 def build_network(embodiment: Embodiment, backbone: Mapping[str, Any], heads: int = 1) -> EfmNetwork:
@@ -154,22 +204,22 @@ def build_network(embodiment: Embodiment, backbone: Mapping[str, Any], heads: in
     return EfmNetwork(embodiment, backbone, heads)
 
 
-def input_specs(network: EfmNetwork) -> dict[str, dict[str, Any]]:
+def input_specs(network: Network) -> dict[str, dict[str, Any]]:
     """Returns the inputs of the network as the manifest has them: name -> {shape, dtype}."""
-    embodiment, trunk = network.embodiment, network.trunk
+    embodiment = network.embodiment
     specs: dict[str, dict[str, Any]] = {}
-    for name in trunk.cameras:
+    for name in (name for trunk in network.trunks for name in trunk.cameras):
         camera = embodiment.camera(name)
         shape = [BATCH, camera.frames, camera.height, camera.width, 3]
         specs[image_input(name)] = {"shape": shape, "dtype": "uint8"}
-    if trunk.uses_state:
+    if any(trunk.uses_state for trunk in network.trunks):
         specs[STATE] = {"shape": [BATCH, embodiment.state_size], "dtype": "float32"}
-    if instruction_size(trunk.instruction):
-        specs[INSTRUCTION] = {"shape": [BATCH, instruction_size(trunk.instruction)], "dtype": "int64"}
+    if instruction_size(network.instruction):
+        specs[INSTRUCTION] = {"shape": [BATCH, instruction_size(network.instruction)], "dtype": "int64"}
     return specs
 
 
-def random_batch(network: EfmNetwork, size: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_batch(network: Network, size: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Returns inputs of the right shapes with random contents, for tracing, warm-up and benchmarks."""
     generator = torch.Generator().manual_seed(seed)
     batch: dict[str, torch.Tensor] = {}

@@ -11,7 +11,6 @@ and the verifier's opinion goes into the new reward, so that the next run needs 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 from collections import Counter
@@ -34,13 +33,12 @@ from efm_learner.labelling import Judge
 from efm_learner.rollouts import check_practised
 from efm_learner.samples import EpisodeArrays, StepTable, make_table
 from efm_learner.sft import parity_frames
-from efm_learner.sft_config import SftConfig
+from efm_learner.sft_config import REFIT, config_of
 from efm_learner.training import REWARD, train
 from efm_learner.validation import episode_rows, predicted_steps
 
 __all__ = ["RefitResult", "refit"]
 
-STAGE = "refit"
 SLACK = 2.0  # Control steps above its threshold at which the verifier still agrees, as in the guard.
 
 _log = logging.getLogger(__name__)
@@ -85,7 +83,7 @@ def refit(
         raise BadRequest("refit: the verifier is the reward itself; train another one with efm sft --seed")
     embodiment = reward.embodiment
     verifier.check_embodiment(embodiment)
-    config = _config_of(reward)
+    config = config_of(reward)
     config = config if steps is None else replace(config, steps=steps)
     practised = list_episodes(run / "episodes")
     if not practised:
@@ -121,7 +119,7 @@ def refit(
         out / "bundles",
         REWARD,
         parity_batch=parity_frames(trained.reward, unseen or seen),
-        training={**config.lasting(), "stage": STAGE, "verifier": verifier.id, "practice": dict(labelled)},
+        training={**config.lasting(), "stage": REFIT, "verifier": verifier.id, "practice": dict(labelled)},
         data_ids=sorted(seen.episode_ids),
         parent_id=reward.id,
         combine=config.combine,
@@ -157,15 +155,6 @@ def _wanted(path: Path, reward: Bundle, judge: Judge) -> Wanted:
     """Its digest names the judges as well: with others the label may be another."""
     text = f"{sha256_of(bag_file(path))} {reward.id} {judge.bundle.id} {SLACK}"
     return Wanted(hashlib.sha256(text.encode()).hexdigest(), _Practised(path, reward, judge))
-
-
-def _config_of(reward: Bundle) -> SftConfig:
-    """Returns the settings that a reward was trained with."""
-    training = reward.manifest.training
-    if training.get("stage") not in ("sft", STAGE):
-        raise BadRequest(f"refit: bundle {reward.id} was not made by efm sft or efm refit; train one first")
-    known = {field.name for field in dataclasses.fields(SftConfig)}
-    return SftConfig.from_dict({name: value for name, value in training.items() if name in known})
 
 
 def _relabelled(table: StepTable, own: Set[str], hold: int) -> StepTable:

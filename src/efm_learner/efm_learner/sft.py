@@ -21,9 +21,9 @@ from efm_core.files import replace_json
 from efm_learner.calibrate import calibrate
 from efm_learner.dataset import load_tables
 from efm_learner.export import export_bundle
-from efm_learner.network import EfmNetwork, input_specs
+from efm_learner.network import Network, input_specs
 from efm_learner.samples import StepTable
-from efm_learner.sft_config import SftConfig
+from efm_learner.sft_config import SFT, SftConfig
 from efm_learner.training import POLICY, REWARD, Trained, train
 
 PARITY_FRAMES = 16
@@ -89,7 +89,7 @@ def export(
     best = trained.state.best
     common: dict[str, Any] = {
         "parity_batch": parity_frames(trained.policy, table if held_out is None else held_out),
-        "training": {"stage": "sft", **config.lasting()},
+        "training": {"stage": SFT, **config.lasting()},
         "data_ids": sorted(table.episode_ids),
     }
     policy = export_bundle(
@@ -116,7 +116,7 @@ def export(
     return SftResult(policy, reward, report)
 
 
-def parity_frames(network: EfmNetwork, table: StepTable) -> dict[str, torch.Tensor]:
+def parity_frames(network: Network, table: StepTable) -> dict[str, torch.Tensor]:
     """Returns inputs made of real frames, spread over a table."""
     rows = np.unique(np.linspace(0, len(table) - 1, PARITY_FRAMES).astype(np.int64))
     return table.inputs(rows, network.embodiment, tuple(input_specs(network)), network.instruction)

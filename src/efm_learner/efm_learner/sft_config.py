@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from efm_core.bundle import Bundle
 from efm_core.errors import BadRequest
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings
 from efm_learner.samples import Labelling
 from efm_learner.settings import read_settings
+
+# What a manifest's `training.stage` says of the commands that train a reward.
+SFT, REFIT = "sft", "refit"
 
 # Settings that may change between the parts of a resumed training: they do not change its result.
 FREE_SETTINGS = ("episodes", "embodiment", "out", "cache", "threads", "device", "checkpoint_every")
@@ -131,6 +135,19 @@ class SftConfig:
     def from_dict(values: Mapping[str, Any]) -> SftConfig:
         """Reads settings back; an unknown name is refused with the nearest known one."""
         return read_settings(SftConfig, values, "sft")
+
+
+def config_of(bundle: Bundle) -> SftConfig:
+    """Returns the settings that a bundle was trained with.
+
+    Raises:
+        BadRequest: It was made by something else.
+    """
+    training = bundle.manifest.training
+    if training.get("stage") not in (SFT, REFIT):
+        raise BadRequest(f"bundle {bundle.id} was not made by efm sft or efm refit; take one that was")
+    known = {field.name for field in dataclasses.fields(SftConfig)}
+    return SftConfig.from_dict({name: value for name, value in training.items() if name in known})
 
 
 def _plain(value: Any) -> Any:

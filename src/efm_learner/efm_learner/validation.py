@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from efm_core.steps_to_go import StepsToGoBins, combine
-from efm_learner.network import ACTION_LOGITS, STEPS_TO_GO_LOGITS, EfmNetwork, input_specs
+from efm_learner.network import ACTION_LOGITS, STEPS_TO_GO_LOGITS, EfmNetwork, Network, input_specs
 from efm_learner.objectives import cloning_loss, steps_to_go_losses
 from efm_learner.samples import IntArray, StepTable
 
@@ -61,7 +61,7 @@ def validate(
 
 
 def predictions(
-    network: EfmNetwork,
+    network: Network,
     table: StepTable,
     rows: IntArray,
     output: str,
@@ -93,7 +93,7 @@ def predictions(
 
 
 def predicted_steps(
-    network: EfmNetwork,
+    network: Network,
     table: StepTable,
     rows: IntArray,
     how: str,

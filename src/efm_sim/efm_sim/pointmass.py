@@ -28,6 +28,7 @@ INSTRUCTION = "reach the goal"
 # before it stands on it.
 STIFFNESS, DAMPING = 4.0, 2.4
 WAYPOINT_RADIUS = 0.25  # m
+NEAR_MISS = (0.22, 0.4)  # m from the goal, where a failure can end
 FINAL_RADIUS = 0.05  # m, where an expert aims within the success radius
 NOTEBOOK_STYLE = ExpertStyle(wander=5)
 
@@ -131,13 +132,11 @@ class PointMassExperts:
         self._slip_force = np.stack([rng.uniform(-1.0, 1.0, 2) for rng in rngs])
         self._rest_steps = np.array([f.rest_steps for f in faults])
         self.fails = np.array([f.fails for f in faults])
-        # Waypoints, then the end: the goal, or for a deliberate failure a place away from it.
+        # Waypoints, then the end: the goal, or for a deliberate failure a place near it or far from it.
         self._targets = np.stack([rng.uniform(-1.0, 1.0, (style.wander + 1, 2)) for rng in rngs])
         for robot, rng in enumerate(rngs):
-            end = batch.goal[robot]
-            while self.fails[robot] and np.hypot(*(end - batch.goal[robot])) < 2.0 * MIN_START_DISTANCE:
-                end = rng.uniform(-1.0, 1.0, 2)
-            self._targets[robot, -1] = end
+            goal = batch.goal[robot]
+            self._targets[robot, -1] = _wrong_place(goal, rng) if self.fails[robot] else goal
         self._next = np.zeros(batch.robots, int)
         self._rested = np.zeros(batch.robots, int)
         self._step = 0
@@ -167,6 +166,15 @@ class PointMassExperts:
         brake = np.clip(-batch.velocity * MASS / DT, -1.0, 1.0)
         force = np.where((mode == PAUSE) | (self._rested[:, None] > 0), brake, force)
         return np.clip(force, -1.0, 1.0)
+
+
+def _wrong_place(goal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns where a deliberate failure ends: half of the time a near miss, else anywhere far away."""
+    nearest, farthest = NEAR_MISS if rng.random() < 0.5 else (2.0 * MIN_START_DISTANCE, np.inf)
+    while True:
+        place = rng.uniform(-1.0, 1.0, 2)
+        if nearest <= np.hypot(*(place - goal)) <= farthest:
+            return place
 
 
 @dataclass(frozen=True)
