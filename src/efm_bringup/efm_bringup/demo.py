@@ -33,6 +33,7 @@ from efm_episode_node.evaluate_command import FIRST_SEED, evaluate
 from efm_episode_node.fleet_client import Wish
 
 DEMONSTRATION_SEED = 1_000
+DEMONSTRATIONS, OTHERS = "demonstrations", "others"  # folders
 REPORTED = (
     "episodes",
     "true_success",
@@ -123,23 +124,32 @@ class Demo:
     # Stages
 
     def _collect(self) -> dict[str, Any]:
+        """Records demonstrations, and as many of a worse expert for the verifier."""
+        first, count = DEMONSTRATION_SEED * self.seed, self.recipe.demonstrations
+        self._record(DEMONSTRATIONS, self.recipe.expert, first)
+        self._record(OTHERS, {**self.recipe.expert, **self.recipe.others}, first + count)
+        return {"demonstrations": count}
+
+    def _record(self, folder: str, expert: Mapping[str, object], seed: int) -> None:
         robots = ",".join(read_arguments(STACKS["simulation"], self._world_arguments()).robots)
         arguments = {
             **self._world_arguments(),
-            "expert_changes": json.dumps(dict(self.recipe.expert)),
-            "spool": str(self.out / "demonstrations"),
+            "expert_changes": json.dumps(dict(expert)),
+            "spool": str(self.out / folder),
         }
-        with ProcessGroup(nodes_of("collect", arguments), self.out / "logs" / "collect"):
+        with ProcessGroup(nodes_of("collect", arguments), self.out / "logs" / folder):
             self._command(
                 "collect",
                 *("--robots", robots, "--episodes", self.recipe.demonstrations),
-                *("--seed", DEMONSTRATION_SEED * self.seed),
+                *("--seed", seed),
             )
-        return {"demonstrations": self.recipe.demonstrations}
 
     def _train(self) -> dict[str, Any]:
-        """Trains policy and reward, and beside them the verifier: the same with another seed and split."""
-        commands = [self._sft_command("sft", self.seed), self._sft_command("verifier", self.seed + 1000)]
+        """Trains policy and reward, and beside them the verifier, of the other demonstrations."""
+        commands = [
+            self._sft_command("sft", DEMONSTRATIONS, self.seed),
+            self._sft_command("verifier", OTHERS, self.seed + 1000),
+        ]
         quiet = self.out / "logs" / "verifier.log"
         quiet.parent.mkdir(parents=True, exist_ok=True)
         with quiet.open("wb") as log:
@@ -266,11 +276,11 @@ class Demo:
             "world_options": json.dumps(dict(self.recipe.world_options)),
         }
 
-    def _sft_command(self, folder: str, seed: int) -> list[str]:
+    def _sft_command(self, folder: str, episodes: str, seed: int) -> list[str]:
         command = [sys.executable, "-m", "efm_bringup.efm", "sft", "--out", str(self.out / folder)]
         command += [
             "--episodes",
-            str(self.out / "demonstrations"),
+            str(self.out / episodes),
             "--embodiment",
             self.world.partition(":")[0],
         ]

@@ -15,8 +15,9 @@ class Recipe:
     """Settings of the demo for one world.
 
     Attributes:
-        demonstrations: Episodes of the scripted expert.
+        demonstrations: Episodes of the scripted expert; as many again for the verifier.
         expert: Changes to the style "imperfect", see `efm_sim.expert.ExpertStyle`.
+        others: Further changes for the verifier's own demonstrations, so that it knows other mistakes.
         world_options: Options of the world.
         training: Settings of `efm sft --set`.
         learning: Settings of the learner.
@@ -26,6 +27,7 @@ class Recipe:
 
     demonstrations: int
     expert: Mapping[str, object] = field(default_factory=dict)
+    others: Mapping[str, object] = field(default_factory=lambda: {"fail": 0.4})
     world_options: Mapping[str, object] = field(default_factory=dict)
     training: Mapping[str, object] = field(default_factory=dict)
     learning: Mapping[str, object] = field(default_factory=dict)

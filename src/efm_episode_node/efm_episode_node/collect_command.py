@@ -32,7 +32,7 @@ STOP_S = 15.0
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0 when all episodes were recorded."""
     options = parse(argv)
-    with started_stack(options.world, options.robots, options.spool, options.world_options) as robots:
+    with started_stack(options) as robots:
         return collect(options, robots)
 
 
@@ -57,11 +57,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--world", default="", help="start a simulated stack with this world for the collection"
     )
-    parser.add_argument("--world-options", default="{}", help="options of that world as JSON")
+    parser.add_argument("--world-options", metavar="JSON", help="options of that world")
+    text = """changes to its expert's style "imperfect", such as '{"fail": 0.4}'"""
+    parser.add_argument("--expert-changes", metavar="JSON", help=text)
     parser.add_argument("--spool", type=Path, default=Path("spool"), help="where that stack records (spool/)")
     options = parser.parse_args(argv)
     if options.episodes < 1:
         parser.error(f"--episodes: expected 1 or more, found {options.episodes}")
+    if not options.world and (options.world_options or options.expert_changes):
+        parser.error("--world-options and --expert-changes: expected --world, whose stack they are for")
     return options
 
 
@@ -111,26 +115,23 @@ def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
     return 0 if number >= options.episodes and not errors else 1
 
 
+def stack_arguments(options: argparse.Namespace) -> list[str]:
+    """Returns what the options say to the stack that they start."""
+    names = ("world", "spool", "world_options", "expert_changes")
+    return [f"{name}:={given}" for name in names if (given := getattr(options, name))]
+
+
 @contextlib.contextmanager
-def started_stack(world: str, robots: str, spool: Path, world_options: str) -> Iterator[list[str]]:
+def started_stack(options: argparse.Namespace) -> Iterator[list[str]]:
     """Runs `efm up collect` around a block where a world is named; gives the names of the robots wanted."""
-    names = [name.strip().strip("/") for name in robots.split(",") if name.strip()]
-    if not world:
+    names = [name.strip().strip("/") for name in options.robots.split(",") if name.strip()]
+    if not options.world:
         yield names
         return
     names = names or ["robot_1"]
-    logs = spool / ".logs"
-    command = [
-        sys.executable,
-        "-m",
-        "efm_bringup.efm",
-        "up",
-        "collect",
-        "--logs",
-        str(logs),
-        f"world:={world}",
-    ]
-    command += [f"robots:={','.join(names)}", f"spool:={spool}", f"world_options:={world_options}"]
+    logs = options.spool / ".logs"
+    command = [sys.executable, "-m", "efm_bringup.efm", "up", "collect", "--logs", str(logs)]
+    command += [f"robots:={','.join(names)}", *stack_arguments(options)]
     # A session of its own: Ctrl+C reaches this command, which then stops the stack in order.
     process = subprocess.Popen(command, start_new_session=True)
     try:

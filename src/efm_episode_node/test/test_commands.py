@@ -41,6 +41,17 @@ def test_collect_runs_the_episodes_of_all_robots_and_shows_the_progress(stack, i
     assert len(stack.episodes()) == 3
 
 
+def test_options_of_a_simulation_need_its_world(capsys):
+    changes = ["--expert-changes", '{"fail": 0.4}']
+    options = collect_command.parse(["--world", "table", *changes])
+    assert collect_command.stack_arguments(options) == [
+        "world:=table", "spool:=spool", 'expert_changes:={"fail": 0.4}'
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        collect_command.parse(changes)
+    assert "expected --world" in capsys.readouterr().err
+
+
 def test_evaluate_writes_what_the_detector_said_beside_the_truth(stack, in_background, capsys):
     stack.start_sim()
     stack.start_models()
