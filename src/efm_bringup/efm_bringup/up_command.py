@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
     with ProcessGroup(nodes, options.logs) as group:
+        if options.logs:
+            names = ", ".join(f"{node.namespace}/{node.name}".replace("//", "/") for node in nodes)
+            print(f"started {names}; logs are in {options.logs}, Ctrl+C stops all", flush=True)
         while not ending.wait(WATCH_PERIOD_S):
             for line in group.watch():
                 print(line, flush=True)

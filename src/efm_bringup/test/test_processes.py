@@ -155,6 +155,7 @@ def test_efm_up_ends_well_when_it_was_started_in_the_background(tmp_path):
     )
     pid = int(process.stdout.readline())
     try:
+        assert process.stdout.readline() == f"started /sim; logs are in {tmp_path}, Ctrl+C stops all\n"
         wait_for((tmp_path / "sim.log").exists, "the first node", DEADLINE_S)
         os.kill(pid, signal.SIGINT)
         assert process.wait(DEADLINE_S) == 0

@@ -52,6 +52,7 @@ def main(config: SftConfig) -> SftResult | None:
         Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
     """
     embodiment = load_embodiment(config.embodiment)
+    Path(config.out).mkdir(parents=True, exist_ok=True)  # Before the minutes that decoding can take.
     tables = load_tables(
         Path(config.episodes),
         embodiment,

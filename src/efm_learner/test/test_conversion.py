@@ -85,4 +85,4 @@ def test_the_command_tells_where_the_bundle_is_and_what_it_measured(bundle, epis
     told = capsys.readouterr().out
     assert "action_agreement = " in told and str(tmp_path) in told
     assert main([*arguments, "--episodes", str(tmp_path / "nothing")]) == 1
-    assert "EpisodeInvalid" in capsys.readouterr().out
+    assert f"EpisodeInvalid: {tmp_path / 'nothing'}" in capsys.readouterr().out
