@@ -275,12 +275,6 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(folders, tmp_path, mo
     assert "is incomplete or damaged" in complaint({"model": str(damaged)})
 
 
-def test_a_model_too_large_for_an_onnx_file_is_refused_before_it_is_trained(folders, monkeypatch):
-    monkeypatch.setattr("efm_learner.backbones.vlm.MOST_GRAPH_BYTES", 1000)
-    with pytest.raises(BadRequest, match="take a smaller one"):
-        build_network(dots.embodiment(), backbone(folders("smolvlm")))
-
-
 def test_an_embodiment_without_camera_is_refused(folders):
     blind = dots.embodiment(cameras=[])
     with pytest.raises(BadRequest, match="has no camera; use 'state'"):

@@ -28,9 +28,6 @@ from efm_learner.backbones.eyes import family_of
 from efm_learner.backbones.parts import StateNormalisation
 from efm_learner.backbones.pretrained import TOKENIZER_FILE, load_pretrained, untrained
 
-# An ONNX file is one message of protobuf, which ends at 2 GiB; told before a training rather than after it.
-MOST_GRAPH_BYTES = 2_100_000_000
-
 # Added to the attention scores of what may not be seen; finite in half precision, too.
 UNSEEN = -1e4
 
@@ -99,7 +96,6 @@ class VlmBackbone(nn.Module):
         self.eyes = self.family.eyes(model.model, chosen.image_size)
         self.settings = dataclasses.replace(chosen, image_size=self.eyes.image_size)
         self.language = getattr(model.model, self.family.language)
-        _check_size([self.eyes, self.language])
         self.feature_size = int(self.language.config.hidden_size)
         self.normalise = None if embodiment.state is None else StateNormalisation(embodiment.state)
         if embodiment.state is not None:
@@ -177,13 +173,4 @@ def _check(settings: VlmSettings, embodiment: Embodiment) -> None:
         raise BadRequest(
             "backbone 'vlm': expected instruction_length and lora_alpha of 1 or more and lora_rank of 0 or "
             f"more, found {settings.instruction_length}, {settings.lora_alpha}, {settings.lora_rank}"
-        )
-
-
-def _check_size(parts: list[nn.Module]) -> None:
-    size = 4 * sum(parameter.numel() for part in parts for parameter in part.parameters())
-    if size > MOST_GRAPH_BYTES:
-        raise BadRequest(
-            f"backbone.model: expected at most {MOST_GRAPH_BYTES / 1e9:.1f} GB of weights in float32, "
-            f"found {size / 1e9:.1f} GB; take a smaller one, such as SmolVLM-256M"
         )
