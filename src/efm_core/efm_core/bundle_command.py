@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from efm_core.bundle import Bundle, load_bundle
 from efm_core.embodiment import load_embodiment
 from efm_core.episode_file import list_episodes
 from efm_core.errors import EfmError, EpisodeInvalid
+from efm_core.external_data import MODEL_FILE, check_external_data
 from efm_core.manifest import leaves
 
 # Settings that are long and seldom wanted: shown with --all.
@@ -89,6 +90,8 @@ def _check(arguments: argparse.Namespace, console: Console) -> int:
     for path in arguments.bundles:
         try:
             bundle = load_bundle(path)
+            if MODEL_FILE in bundle.manifest.files:
+                check_external_data(bundle)
             if embodiment is not None:
                 bundle.check_embodiment(embodiment)
         except EfmError as error:
@@ -107,7 +110,9 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
     if not differing:
         console.print(f"no difference: both are bundle {first.id}")
         return 0
-    table = Table("key", first.id, second.id)
+    # Whole keys and values, whatever the width: a hash that is cut short says nothing.
+    sides = (Column(bundle.id, overflow="fold") for bundle in (first, second))
+    table = Table(Column("key", no_wrap=True), *sides)
     for key in differing:
         table.add_row(key, Text(str(mine.get(key, "-"))), Text(str(other.get(key, "-"))))
     console.print(table)

@@ -2,7 +2,8 @@
 
 The graph is converted by ONNX Runtime's tools, run beside the original on frames of recorded episodes, and
 refused where they disagree too often; what was found stands in the new manifest under `parity`. The bundle
-acts and judges as any other, but holds no weights to train: practice goes on from its parent.
+acts and judges as any other, but holds no weights to train: practice goes on from its parent. Weights that
+lie beside the graph do so afterwards, too.
 
 - fp16: weights and arithmetic in 16 bits, inputs and outputs as before. For GPUs; a CPU gains nothing.
 - int8: weights of matrix products in 8 bits, activations scaled as they come; convolutions stay as they are.
@@ -23,8 +24,9 @@ import numpy as np
 from efm_core.bundle import Bundle, write_bundle
 from efm_core.episode import observations_of, read_episode
 from efm_core.errors import BadRequest, BundleUnusable, EfmError, EpisodeInvalid
+from efm_core.external_data import DATA_FILE, MODEL_FILE, check_external_data
 from efm_core.observation import Observation
-from efm_core.onnx_model import MODEL_FILE, OnnxModel
+from efm_core.onnx_model import OnnxModel
 from efm_core.steps_to_go import StepsToGoBins, combine
 
 PRECISIONS = ("fp16", "int8")
@@ -62,22 +64,25 @@ def convert_bundle(
             f"convert: expected a precision of {', '.join(PRECISIONS)}, 1 or more frames and an agreement in "
             f"[0, 1], found {precision!r}, {frames} and {least_agreement}"
         )
+    check_external_data(bundle)
     seen = _frames(bundle, episodes, frames)
-    names = [name for name in bundle.manifest.files if name not in (MODEL_FILE, WEIGHTS_FILE)]
+    names = bundle.manifest.files.keys() - {MODEL_FILE, DATA_FILE, WEIGHTS_FILE}
     files: dict[str, bytes | Path] = {name: bundle.file(name) for name in names}
-    files[MODEL_FILE] = _converted(bundle, precision)
     parity = {"source": "episode frames", "samples": len(seen), "precision": precision, "against": bundle.id}
     manifest = dataclasses.replace(bundle.manifest, files={}, parent_id=bundle.id, parity=parity)
-    with tempfile.TemporaryDirectory() as folder:  # So that a bundle which is refused is never to be seen.
-        trial = write_bundle(folder, manifest, files)
+    # A folder of its own, so that a bundle which is refused is never to be seen.
+    with tempfile.TemporaryDirectory() as folder:
+        files |= _converted(bundle, precision, Path(folder))
+        trial = write_bundle(Path(folder, "bundles"), manifest, files)
         found = _compared(bundle, trial, seen)
-    for name, share in found.items():
-        if name.endswith("agreement") and share < least_agreement:
-            raise BundleUnusable(
-                f"bundle {bundle.id} as {precision}: {name} is {share:.3f} on {len(seen)} frames, expected "
-                f"at least {least_agreement}; use it as it is, or accept less with --least-agreement"
-            )
-    return write_bundle(out_dir, dataclasses.replace(manifest, parity={**parity, **found}), files)
+        for name, share in found.items():
+            if name.endswith("agreement") and share < least_agreement:
+                raise BundleUnusable(
+                    f"bundle {bundle.id} as {precision}: {name} is {share:.3f} on {len(seen)} frames, "
+                    f"expected at least {least_agreement}; use it as it is, or accept less with "
+                    "--least-agreement"
+                )
+        return write_bundle(out_dir, dataclasses.replace(manifest, parity={**parity, **found}), files)
 
 
 def _frames(bundle: Bundle, episodes: Sequence[Path], frames: int) -> list[tuple[Observation, str]]:
@@ -104,8 +109,8 @@ def _frames(bundle: Bundle, episodes: Sequence[Path], frames: int) -> list[tuple
     return found
 
 
-def _converted(bundle: Bundle, precision: str) -> bytes:
-    """Returns the ONNX file in lower precision."""
+def _converted(bundle: Bundle, precision: str, folder: Path) -> dict[str, Path]:
+    """Writes the ONNX file in lower precision, and what lies beside it; returns the files by name."""
     try:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -113,13 +118,24 @@ def _converted(bundle: Bundle, precision: str) -> bytes:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError as error:
         raise BundleUnusable(f"convert: needs the packages onnx and onnxruntime: {error}") from error
-    with tempfile.TemporaryDirectory() as folder, _quiet_runtime():
-        ready, made = Path(folder) / "ready.onnx", Path(folder) / "made.onnx"
+    beside = DATA_FILE in bundle.manifest.files
+    ready, made = folder / "ready.onnx", folder / MODEL_FILE
+    with _quiet_runtime():
         try:
             # Folds constants and infers shapes: weights behind a transposition are found only so.
-            quant_pre_process(str(bundle.file(MODEL_FILE)), str(ready), skip_symbolic_shape=True)
+            quant_pre_process(
+                str(bundle.file(MODEL_FILE)),
+                str(ready),
+                skip_symbolic_shape=True,
+                save_as_external_data=beside,
+                all_tensors_to_one_file=True,
+                external_data_location="ready.onnx.data",
+            )
             if precision == "fp16":
-                onnx.save(convert_float_to_float16(onnx.load(ready), keep_io_types=True), made)
+                half = convert_float_to_float16(
+                    onnx.load(ready), keep_io_types=True, disable_shape_infer=True
+                )
+                onnx.save(half, made, save_as_external_data=beside, location=DATA_FILE)
             else:
                 quantize_dynamic(
                     ready,
@@ -127,12 +143,13 @@ def _converted(bundle: Bundle, precision: str) -> bytes:
                     op_types_to_quantize=["MatMul", "Gemm"],
                     per_channel=True,
                     weight_type=QuantType.QInt8,
+                    use_external_data_format=beside,
                 )
         except Exception as error:  # The tools' own exceptions have no common base but this.
             raise BundleUnusable(
                 f"bundle {bundle.id}: cannot be converted to {precision}: {error or type(error).__name__}"
             ) from error
-        return made.read_bytes()
+    return {name: folder / name for name in (MODEL_FILE, DATA_FILE) if (folder / name).exists()}
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from efm_core.action_tokens import ActionTokenizer
 from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BundleUnusable, ObservationInvalid, nearest
+from efm_core.external_data import MODEL_FILE, check_external_data
 from efm_core.instruction import encode_instruction
 from efm_core.manifest import OUTPUTS
 from efm_core.observation import Observation
 
 FloatArray = npt.NDArray[np.float32]
 
-MODEL_FILE = "model.onnx"
 IMAGE_INPUT = "observation.images."
 STATE_INPUT = "observation.state"
 INSTRUCTION_INPUT = "instruction"
@@ -82,6 +82,7 @@ class OnnxModel:
 
     Raises:
         BundleUnusable: the model does not load, or its inputs and outputs do not fit the bundle's embodiment.
+        BundleInvalid: the model takes weights from a file that the bundle does not list.
     """
 
     def __init__(self, bundle: Bundle, provider: str = "auto", threads: int = 1) -> None:
@@ -316,6 +317,7 @@ def _open(bundle: Bundle, where: str, provider: str, threads: int) -> tuple[Any,
     # Waiting threads sleep: a robot's cores are needed by others between two control ticks.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    check_external_data(bundle)
     path = bundle.file(MODEL_FILE)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen)

@@ -272,3 +272,23 @@ def test_a_receiver_killed_at_any_moment_is_gone_on_with(tmp_path: Path) -> None
     assert 0 < receiver.next_offset < source.size
     send(source, receiver, part_bytes=100_000)
     receiver.finish()
+
+
+def test_files_beyond_what_32_bits_count_are_sent_and_taken_in_parts(tmp_path: Path) -> None:
+    whole = folder(tmp_path, "bundle", {"manifest.json": b"{}", "model.onnx": b"graph", "z.data": b""})
+    with (whole / "z.data").open("wb") as file:  # Sparse: takes no room, and no time while it is not read.
+        file.seek(5 << 30)
+        file.write(b"the end")
+    source = PartSource(whole)
+    assert source.size > 5 << 30
+    tail = source.read((5 << 30) + 1024, MAX_PART_BYTES)
+    assert b"the end" in tail and len(tail) < MAX_PART_BYTES
+    head = source.read(0, 4096)
+    names = [tarfile.TarInfo.frombuf(head[at : at + 512], "utf-8", "strict").name for at in (0, 1024, 2048)]
+    assert names == ["bundle/manifest.json", "bundle/model.onnx", "bundle/z.data"]
+
+    receiver = PartReceiver(tmp_path / "inbox", "bundle", source.size, "0" * 64)
+    [part] = (tmp_path / "inbox").iterdir()
+    os.truncate(part, source.size - len(tail))
+    assert receiver.next_offset > 5 << 30
+    assert receiver.add(receiver.next_offset, tail) == source.size

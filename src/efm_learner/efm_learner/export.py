@@ -1,34 +1,41 @@
 """Network -> ONNX -> bundle.
 
 An architecture is traced once (seconds); later exports of the same architecture only replace the weights in
-the graph, whose initialisers carry the names of the state dict (milliseconds). Every export is compared with
-torch on the frames that it is given and refused beyond `PARITY_LIMIT`. Training lives elsewhere.
+the graph, whose initialisers carry the names of the state dict (milliseconds). Weights that are too large for
+one ONNX file lie beside it. Every export is compared with torch on the frames that it is given and refused
+beyond `PARITY_LIMIT`. Training lives elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import json
 import logging
+import os
+import re
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from efm_core.bundle import Bundle, load_bundle, write_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable
+from efm_core.external_data import DATA_FILE, MODEL_FILE, ONE_FILE_BYTES
+from efm_core.files import disk_full_is_told
 from efm_core.manifest import OUTPUTS as OUTPUTS_OF_KIND
 from efm_core.manifest import BundleManifest
 from efm_learner.backbones.adapters import merged
@@ -44,9 +51,10 @@ from efm_learner.network import (
     random_batch,
 )
 
-MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
 PARITY_LIMIT = 1e-4
+# Weights beside the graph begin at a page, so that the runtime can map them.
+PAGE_BYTES = 4096
 
 
 class _Graph(nn.Module):
@@ -79,12 +87,8 @@ class OnnxExporter:
         self._model = onnx.ModelProto()
         self._weights: dict[str, onnx.TensorProto] = {}
 
-    def export(self, network: Network) -> bytes:
-        """Returns the ONNX file of a network, with every weight inside; adapters are merged into the layers.
-
-        Raises:
-            BundleUnusable: A weight is not finite.
-        """
+    def prepare(self, network: Network) -> Network:
+        """Traces a network if it must; returns it with the adapters merged into the layers."""
         architecture = architecture_of(network)
         network = merged(network)
         if architecture != self._architecture:
@@ -92,15 +96,34 @@ class OnnxExporter:
             names = network.state_dict().keys()
             self._weights = {w.name: w for w in self._model.graph.initializer if w.name in names}
             self._architecture = architecture
-        tensors = network.state_dict()
-        for name, target in self._weights.items():
-            value = tensors[name].detach().cpu().float().contiguous().numpy()
-            if not np.isfinite(value).all():
-                raise BundleUnusable(
-                    f"export: the weight '{name}' is not finite; train with a smaller learning rate"
-                )
-            target.raw_data = value.tobytes()
-        return self._model.SerializeToString()
+        return network
+
+    def export(self, network: Network, folder: Path) -> dict[str, Path]:
+        """Writes the ONNX file of a network, with the weights inside or, where they are too large, beside it.
+
+        Args:
+            network: To export; adapters are merged into the layers.
+            folder: To write into; what is there of an earlier export is replaced.
+
+        Returns:
+            The files by name, as `write_bundle` takes them.
+
+        Raises:
+            BundleUnusable: A weight is not finite.
+        """
+        tensors = self.prepare(network).state_dict()
+        files = {MODEL_FILE: folder / MODEL_FILE}
+        if sum(4 * tensors[name].numel() for name in self._weights) <= ONE_FILE_BYTES:
+            for name, target in self._weights.items():
+                _put_inside(target, _finite(name, tensors[name]))
+        else:
+            files[DATA_FILE] = folder / DATA_FILE
+            with files[DATA_FILE].open("wb") as data:
+                for name, target in self._weights.items():
+                    _put_beside(target, _finite(name, tensors[name]), data)
+        files[MODEL_FILE].write_bytes(self._model.SerializeToString())
+        onnx.checker.check_model(str(files[MODEL_FILE]))
+        return files
 
     @property
     def opset(self) -> int:
@@ -143,37 +166,44 @@ def export_bundle(
     if exporter.kind != kind:
         raise BadRequest(f"export: expected an exporter of kind '{kind}', found '{exporter.kind}'")
     batch = random_batch(network, 8) if parity_batch is None else dict(parity_batch)
-    model = exporter.export(network)
-    files: dict[str, bytes | Path] = {MODEL_FILE: model}
-    if isinstance(network, EfmNetwork):
-        files[WEIGHTS_FILE] = save_weights(network)
-    instruction = dict(network.instruction)
-    if instruction["kind"] == "tokenizer":
-        file = Path(instruction["file"])
-        files[file.name], instruction["file"] = file, file.name
-    parity = {
-        "source": "random inputs" if parity_batch is None else "episode frames",
-        "samples": len(next(iter(batch.values()))),
-        "limit": PARITY_LIMIT,
-        "greatest_difference": check_parity(network, model, batch, exporter.outputs),
-    }
-    fields: dict[str, Any] = {"git_revision": git_revision(), **manifest}
-    return write_bundle(
-        out_dir,
-        BundleManifest(
-            kind=kind,
-            embodiment=embodiment.to_dict(),
-            inputs=input_specs(network),
-            outputs=_output_specs(network, exporter.outputs),
-            opset=exporter.opset,
-            instruction=instruction,
-            backbone=network.backbone_settings,
-            heads=network.heads,
-            parity=parity,
-            **fields,
-        ),
-        files,
-    )
+    out = Path(out_dir)
+    with disk_full_is_told("the bundle", out):
+        out.mkdir(parents=True, exist_ok=True)
+        # Of a name that `write_bundle` sweeps up after a crash.
+        with tempfile.TemporaryDirectory(prefix=".bundle-", suffix=".partial", dir=out) as folder:
+            files: dict[str, bytes | Path] = {**exporter.export(network, Path(folder))}
+            if isinstance(network, EfmNetwork):
+                save_weights(network, Path(folder, WEIGHTS_FILE))
+                files[WEIGHTS_FILE] = Path(folder, WEIGHTS_FILE)
+            instruction = dict(network.instruction)
+            if instruction["kind"] == "tokenizer":
+                file = Path(instruction["file"])
+                files[file.name], instruction["file"] = file, file.name
+            parity = {
+                "source": "random inputs" if parity_batch is None else "episode frames",
+                "samples": len(next(iter(batch.values()))),
+                "limit": PARITY_LIMIT,
+                "greatest_difference": check_parity(
+                    network, Path(folder, MODEL_FILE), batch, exporter.outputs
+                ),
+            }
+            fields: dict[str, Any] = {"git_revision": git_revision(), **manifest}
+            return write_bundle(
+                out,
+                BundleManifest(
+                    kind=kind,
+                    embodiment=embodiment.to_dict(),
+                    inputs=input_specs(network),
+                    outputs=_output_specs(network, exporter.outputs),
+                    opset=exporter.opset,
+                    instruction=instruction,
+                    backbone=network.backbone_settings,
+                    heads=network.heads,
+                    parity=parity,
+                    **fields,
+                ),
+                files,
+            )
 
 
 def load_network(bundle: Bundle | Path | str) -> EfmNetwork:
@@ -206,7 +236,7 @@ def recalibrated(bundle: Bundle, out_dir: Path | str, **manifest: Any) -> Bundle
 
 
 def check_parity(
-    network: Network, model: bytes, batch: Mapping[str, torch.Tensor], outputs: Sequence[str]
+    network: Network, model: Path, batch: Mapping[str, torch.Tensor], outputs: Sequence[str]
 ) -> dict[str, float]:
     """Runs torch and ONNX Runtime on the same inputs and returns the greatest difference of each output.
 
@@ -216,7 +246,7 @@ def check_parity(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     feeds = {item.name: batch[item.name].numpy() for item in session.get_inputs()}
     found = dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
     was_training = network.training
@@ -239,9 +269,19 @@ def check_parity(
     return differences
 
 
-def save_weights(network: Network) -> bytes:
-    """Returns the network's state dict as a safetensors file."""
-    return save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
+def save_weights(network: Network, path: Path) -> None:
+    """Writes the network's state dict as a safetensors file.
+
+    Raises:
+        OSError: The disk is full, or else at fault.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # What the system said is found in its words alone.
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def architecture_of(network: Network) -> str:
@@ -283,15 +323,45 @@ def _trace(network: Network, outputs: Sequence[str]) -> onnx.ModelProto:
     network.train(was_training)
     if program is None:
         raise BundleUnusable("export: the tracer gave no graph")
+    # The weights are named, and filled in by every export: a message that held them could be too large.
+    weights = network.state_dict()
+    used = [
+        name for name in weights if program.model.graph.initializers.pop(f"network.{name}", None) is not None
+    ]
     model: onnx.ModelProto = program.model_proto
-    names = {f"network.{name}": name for name in network.state_dict()}
-    for initialiser in model.graph.initializer:
-        initialiser.name = names.get(initialiser.name, initialiser.name)
+    for name in used:
+        model.graph.initializer.add(name=name, dims=weights[name].shape, data_type=onnx.TensorProto.FLOAT)
+    names = {f"network.{name}": name for name in used}
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = names.get(name, name)
-    onnx.checker.check_model(model)
-    return onnx.load(io.BytesIO(model.SerializeToString()))
+    return model
+
+
+def _finite(name: str, tensor: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Returns a weight as the graph has it."""
+    value: npt.NDArray[np.float32] = tensor.detach().cpu().float().contiguous().numpy()
+    if not np.isfinite(value).all():
+        raise BundleUnusable(f"export: the weight '{name}' is not finite; train with a smaller learning rate")
+    return value
+
+
+def _put_inside(target: onnx.TensorProto, value: npt.NDArray[np.float32]) -> None:
+    """Writes a weight into the graph."""
+    target.ClearField("external_data")
+    target.ClearField("data_location")
+    target.raw_data = value.tobytes()
+
+
+def _put_beside(target: onnx.TensorProto, value: npt.NDArray[np.float32], data: IO[bytes]) -> None:
+    """Writes a weight to the end of a file, and into the graph where it is."""
+    data.write(bytes(-data.tell() % PAGE_BYTES))
+    target.ClearField("raw_data")
+    target.ClearField("external_data")
+    target.data_location = onnx.TensorProto.EXTERNAL
+    for key, entry in (("location", DATA_FILE), ("offset", data.tell()), ("length", value.nbytes)):
+        target.external_data.add(key=key, value=str(entry))
+    data.write(value.reshape(-1).data)
 
 
 @contextmanager

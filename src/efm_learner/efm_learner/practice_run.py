@@ -233,7 +233,7 @@ class PracticeRun:
 
     def prepare(self) -> None:
         """Traces the network, which takes seconds, so that the first export does not have to."""
-        self.exporter.export(self.trainer.network)
+        self.exporter.prepare(self.trainer.network)
 
     def advance(
         self, cancelled: Callable[[], bool] = lambda: False, times: Mapping[str, float] | None = None

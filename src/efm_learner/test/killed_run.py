@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bundles = [load_bundle(path) for path in paths]
     exporter = OnnxExporter("policy")
-    exporter.export(load_network(bundles[0]))
+    exporter.prepare(load_network(bundles[0]))
     rng = random.Random(0)
     killed, kept = 0, f"{folder}.before"
     while True:

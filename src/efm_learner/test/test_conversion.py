@@ -1,9 +1,12 @@
 """`efm bundle convert`: lower precision, measured on recorded frames, refused where it changes too much."""
 
+from dataclasses import replace
+
 import dots
+import onnx
 import pytest
 
-from efm_core.bundle import load_bundle
+from efm_core.bundle import load_bundle, write_bundle
 from efm_core.bundle_command import main
 from efm_core.conversion import convert_bundle
 from efm_core.episode import list_episodes
@@ -44,6 +47,22 @@ def test_a_converted_bundle_is_smaller_says_how_it_agrees_and_serves_both_nodes(
     again = load_bundle(made.path)
     OnnxModel(again).warm_up(3)
     assert Judge(again).threshold == bundle.manifest.success_threshold
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_weights_beside_the_model_are_converted_and_stay_there(precision, bundle, episodes, tmp_path):
+    files = {name: bundle.file(name) for name in bundle.manifest.files}
+    model = onnx.load(files["model.onnx"])
+    onnx.save_model(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    split = {name: tmp_path / name for name in ("model.onnx", "model.onnx.data")}
+    parent = write_bundle(tmp_path / "parents", replace(bundle.manifest, files={}), {**files, **split})
+    made = convert_bundle(parent, precision, episodes, tmp_path / "made", frames=20, least_agreement=0.5)
+    assert made.manifest.files.keys() == split.keys()
+    assert made.file("model.onnx.data").stat().st_size < 0.7 * split["model.onnx.data"].stat().st_size
+    inside = convert_bundle(bundle, precision, episodes, tmp_path / "inside", frames=20, least_agreement=0.5)
+    for name in ("action_agreement", "steps_to_go_difference"):
+        assert made.manifest.parity[name] == inside.manifest.parity[name]
+    assert not list((tmp_path / "made").glob(".*"))
 
 
 def test_what_changes_too_much_is_refused_and_leaves_nothing_behind(bundle, episodes, tmp_path, monkeypatch):

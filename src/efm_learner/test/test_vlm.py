@@ -55,7 +55,9 @@ def policy(folders, exporter, tmp_path_factory):
 
 
 def backbone(folder, **settings):
-    return {"name": "vlm", "model": str(folder), "instruction_length": 8, **settings}
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    size = tiny_models.ASKED_SIZE.get(kind)
+    return {"name": "vlm", "model": str(folder), "instruction_length": 8, "image_size": size, **settings}
 
 
 def inputs_of(network, episode, rows=(0, 2, 3)):
@@ -77,17 +79,47 @@ def test_a_model_sees_here_what_it_sees_at_home(kind, folders):
         features = trunk(batch)
         images = trunk.eyes(pixels).shape[1]
         ids = torch.cat([torch.full((images,), tiny_models.IMAGE_TOKEN), words])[None].expand(3, -1)
-        packed = kind in ("smolvlm", "idefics3")
-        told = {"pixel_values": pixels[:, None] if packed else pixels}
-        if (
-            FAMILIES[kind].both_ways != "nothing"
-        ):  # What is an image (Gemma 3), what is the answer (PaliGemma).
-            told["token_type_ids"] = (ids == tiny_models.IMAGE_TOKEN).long() * (kind == "gemma3")
+        told = tiny_models.shown(kind, pixels, ids)
         at_home = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **told).last_hidden_state
     torch.testing.assert_close(features, at_home[:, -1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - {"smolvlm", "paligemma"}))  # These train below.
+@pytest.mark.parametrize("kind", tiny_models.ASKED_SIZE)
+def test_several_images_lie_where_they_lie_at_home(kind, folders):
+    network = build_network(dots.embodiment(), backbone(folders(kind)))
+    image = [tiny_models.IMAGE_TOKEN] * 9
+    ids = torch.tensor([[*image, 5, *image, 5, 6, 7]])  # There, images never follow one another at once.
+    at_home, _ = tiny_models.make(kind).model.get_rope_index(
+        ids,
+        mm_token_type_ids=(ids == tiny_models.IMAGE_TOKEN).long(),
+        image_grid_thw=torch.tensor([[1, 6, 6]] * 2),
+    )
+    without_word = torch.cat([at_home[..., :9], at_home[..., 10:] - 1], dim=-1)
+    assert torch.equal(network.policy_backbone.eyes.positions(2, 3), without_word)
+
+
+@pytest.mark.parametrize("kind", tiny_models.ASKED_SIZE)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_training_reaches_all_that_sees_and_all_that_reads_or_its_adapters(kind, rank, folders):
+    settings = backbone(folders(kind), freeze_vision=False, lora_rank=rank)
+    network = build_network(dots.embodiment(), settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(inputs_of(network, dots.episode(0)))["action_logits"].square().mean().backward()
+    trunk = network.policy_backbone
+    still = {name for name, value in trunk.named_parameters() if value.grad is None or not value.grad.any()}
+    read = {f"language.{name}" for name, _ in trunk.language.named_parameters()}
+    adapters = {name for name in read if "lora_B" in name}  # As they begin with 0, the others wait.
+    assert still == (read - adapters if rank else set())
+
+
+TRAINED = (  # Whole or with adapters, and their eyes too.
+    ("smolvlm", {"lora_rank": 4}),
+    ("paligemma", {"freeze_vision": False}),
+    ("qwen2_5_vl", {"lora_rank": 4, "freeze_vision": False}),
+)
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - {kind for kind, _ in TRAINED}))
 def test_every_kind_of_model_becomes_a_graph_that_says_the_same(kind, folders, tmp_path):
     torch.manual_seed(1)
     network = build_network(dots.embodiment(), backbone(folders(kind))).eval()
@@ -115,9 +147,7 @@ def log_probs(network, episode, row):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("kind", "settings"), [("smolvlm", {"lora_rank": 4}), ("paligemma", {"freeze_vision": False})]
-)
+@pytest.mark.parametrize(("kind", "settings"), TRAINED)
 def test_it_trains_resumes_and_is_served_with_the_same_log_probabilities(kind, settings, folders, tmp_path):
     config = SftConfig(
         backbone=backbone(folders(kind), **settings),
@@ -233,6 +263,8 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(folders, tmp_path, mo
     assert "cannot be had from the hub" in told and "give its folder" in told
     assert "did you mean 'lora_rank'" in complaint({"lora_rnk": 3})
     assert "instruction_length" in complaint({"instruction_length": 0})
+    assert "expected 32 px" in complaint(backbone(folders("smolvlm"), image_size=64))
+    assert "a multiple of 8 px, found 20" in complaint(backbone(folders("qwen2_vl"), image_size=20))
     assert "k_proj" in complaint(backbone(folders("smolvlm"), lora_rank=2, lora_targets=["no_such_layer"]))
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -241,12 +273,6 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(folders, tmp_path, mo
     damaged = tiny_models.save("smolvlm", tmp_path / "damaged")
     (damaged / "model.safetensors").unlink()
     assert "is incomplete or damaged" in complaint({"model": str(damaged)})
-
-
-def test_a_model_too_large_for_an_onnx_file_is_refused_before_it_is_trained(folders, monkeypatch):
-    monkeypatch.setattr("efm_learner.backbones.vlm.MOST_GRAPH_BYTES", 1000)
-    with pytest.raises(BadRequest, match="take a smaller one"):
-        build_network(dots.embodiment(), backbone(folders("smolvlm")))
 
 
 def test_an_embodiment_without_camera_is_refused(folders):

@@ -33,6 +33,8 @@ TEXT = {
     "eos_token_id": 2,
 }
 IMAGE_TOKEN = 63
+# Of models that take images of any size, the one that tests ask for [px]: not all windows of it are whole.
+ASKED_SIZE = {kind: 24 for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
 
 
 def config(kind: str) -> Any:
@@ -42,6 +44,9 @@ def config(kind: str) -> Any:
     clip = {"model_type": "clip_vision_model", "projection_dim": 32, **VISION}
     packed = {"vision_config": VISION, "text_config": llama, "scale_factor": 2, "image_token_id": IMAGE_TOKEN}
     image = {"image_token_index": IMAGE_TOKEN}
+    sections = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    grid = {"text_config": {**TEXT, "rope_parameters": sections}, "image_token_id": IMAGE_TOKEN}
+    patches = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4, "intermediate_size": 48}
     wanted: dict[str, dict[str, Any]] = {
         "smolvlm": packed,
         "idefics3": packed,
@@ -53,6 +58,25 @@ def config(kind: str) -> Any:
         },
         "gemma3": {"vision_config": siglip, "text_config": TEXT, "mm_tokens_per_image": 4, **image},
         "llava": {"vision_config": clip, "text_config": llama, **image},
+        "qwen2_vl": {**grid, "vision_config": {**patches, "embed_dim": 24, "mlp_ratio": 2, "num_heads": 2}},
+        "qwen2_5_vl": {
+            **grid,
+            "vision_config": {
+                **patches,
+                "out_hidden_size": 32,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+        },
+        "qwen3_vl": {
+            **grid,
+            "vision_config": {
+                **patches,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+        },
     }
     return transformers.AutoConfig.for_model(kind, **wanted[kind])
 
@@ -65,6 +89,41 @@ def make(kind: str) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+def shown(kind: str, pixels: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model of a kind is told at home of one image for each of some prompts.
+
+    Args:
+        kind: Of the model.
+        pixels: Normalised, [B, 3, S, S].
+        ids: Tokens of the prompts [B, L].
+    """
+    is_image = (ids == IMAGE_TOKEN).long()
+    if kind in ("smolvlm", "idefics3"):
+        return {"pixel_values": pixels[:, None]}
+    if kind in ("paligemma", "gemma3"):  # What is an image (Gemma 3), what is the answer (PaliGemma).
+        return {"pixel_values": pixels, "token_type_ids": is_image * (kind == "gemma3")}
+    if kind in ASKED_SIZE:
+        side = pixels.shape[2] // 4
+        grid = torch.tensor([[1, side, side]]).expand(len(pixels), -1)
+        return {"pixel_values": film(pixels), "image_grid_thw": grid, "mm_token_type_ids": is_image}
+    return {"pixel_values": pixels}
+
+
+def film(pixels: torch.Tensor) -> torch.Tensor:
+    """Images [B, 3, S, S] as Qwen-VL takes them: their patches, the four of one embedding in a row."""
+    corners = range(0, pixels.shape[2], 8)
+    return torch.stack(
+        [
+            torch.stack([image[:, y : y + 4, x : x + 4]] * 2, dim=1).flatten()
+            for image in pixels
+            for block_y in corners
+            for block_x in corners
+            for y in (block_y, block_y + 4)
+            for x in (block_x, block_x + 4)
+        ]
+    )
 
 
 def save(kind: str, folder: Path) -> Path:

@@ -55,7 +55,8 @@ def make_bundle(folder, size=LARGE, seed=0):
         opset=18,
         version=3,
     )
-    return write_bundle(folder, manifest, {"model.onnx": np.random.default_rng(seed).bytes(size)})
+    files = {"model.onnx": b"graph", "model.onnx.data": np.random.default_rng(seed).bytes(size)}
+    return write_bundle(folder, manifest, files)
 
 
 class Fetching:

@@ -28,9 +28,6 @@ from efm_learner.backbones.eyes import family_of
 from efm_learner.backbones.parts import StateNormalisation
 from efm_learner.backbones.pretrained import TOKENIZER_FILE, load_pretrained, untrained
 
-# An ONNX file is one message of protobuf, which ends at 2 GiB; told before a training rather than after it.
-MOST_GRAPH_BYTES = 2_100_000_000
-
 # Added to the attention scores of what may not be seen; finite in half precision, too.
 UNSEEN = -1e4
 
@@ -46,6 +43,8 @@ class VlmSettings:
         lora_alpha: Scale of the adapters, times their rank.
         lora_targets: Names of the layers that get adapters.
         freeze_vision: Leave vision tower and projector as they are.
+        image_size: Side of the square that every frame is scaled to [px]; None: the model's own, or about 224
+            where it takes any.
         image_mean: Mean of pixels in [0, 1] that the vision tower expects; None: found in `model`.
         image_std: Their standard deviation; None: found in `model`.
         architecture: Configuration of the model; None: found in `model`. A bundle records it.
@@ -57,6 +56,7 @@ class VlmSettings:
     lora_alpha: int = 16
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     freeze_vision: bool = True
+    image_size: int | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     architecture: dict[str, Any] | None = None
@@ -88,15 +88,14 @@ class VlmBackbone(nn.Module):
             )
         else:
             model = untrained(chosen.architecture)
-        self.settings = chosen
         self.cameras = tuple(camera.name for camera in embodiment.cameras)
         self.uses_state = embodiment.state is not None
         self.instruction = {"kind": "tokenizer", "file": tokenizer, "length": chosen.instruction_length}
 
         self.family = family_of(model.config.model_type, "the model")
-        self.eyes = self.family.eyes(model.model, int(model.config.vision_config.image_size))
+        self.eyes = self.family.eyes(model.model, chosen.image_size)
+        self.settings = dataclasses.replace(chosen, image_size=self.eyes.image_size)
         self.language = getattr(model.model, self.family.language)
-        _check_size([self.eyes, self.language])
         self.feature_size = int(self.language.config.hidden_size)
         self.normalise = None if embodiment.state is None else StateNormalisation(embodiment.state)
         if embodiment.state is not None:
@@ -114,8 +113,10 @@ class VlmBackbone(nn.Module):
         """Returns features [B, F]."""
         instruction = batch[INSTRUCTION]
         frames = [frame for name in self.cameras for frame in batch[image_input(name)].unbind(dim=1)]
-        seen = [self.eyes(self._pixels(frame)) for frame in frames]
-        image_sizes = [image.shape[1] for image in seen]
+        images = [self.eyes(self._pixels(frame)) for frame in frames]
+        image_sizes = [image.shape[1] for image in images]
+        first, *deeper = torch.cat(images, dim=1).split(self.feature_size, dim=2)
+        seen = [first]
         if self.normalise is not None:
             seen.append(self.state_token(self.normalise(batch[STATE])).unsqueeze(1))
         words = self.language.get_input_embeddings()(instruction.clamp(min=0))
@@ -131,6 +132,7 @@ class VlmBackbone(nn.Module):
             attention_mask=((1 - allowed) * UNSEEN).unsqueeze(1),
             position_ids=self.eyes.positions(len(frames), tokens.shape[1] - sum(image_sizes)),
             use_cache=False,
+            **({"deepstack_visual_embeds": deeper} if deeper else {}),
         ).last_hidden_state
         last = before.shape[1] - 1 + told.sum(dim=1)
         return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, self.feature_size)).squeeze(1)
@@ -171,13 +173,4 @@ def _check(settings: VlmSettings, embodiment: Embodiment) -> None:
         raise BadRequest(
             "backbone 'vlm': expected instruction_length and lora_alpha of 1 or more and lora_rank of 0 or "
             f"more, found {settings.instruction_length}, {settings.lora_alpha}, {settings.lora_rank}"
-        )
-
-
-def _check_size(parts: list[nn.Module]) -> None:
-    size = 4 * sum(parameter.numel() for part in parts for parameter in part.parameters())
-    if size > MOST_GRAPH_BYTES:
-        raise BadRequest(
-            f"backbone.model: expected at most {MOST_GRAPH_BYTES / 1e9:.1f} GB of weights in float32, "
-            f"found {size / 1e9:.1f} GB; take a smaller one, such as SmolVLM-256M"
         )
