@@ -1,16 +1,14 @@
 """Control steps per second of one world in process, and through ROS in lockstep with one and with two robots.
 
-    python benchmarks/bench_lockstep.py [--world table] [--seconds 8] [--rounds 3] [--out
-    runs/bench_lockstep.json]
+    python benchmarks/bench_lockstep.py [--world table] [--seconds 8] [--rounds 3] [--out FILE]
 
 What is compared, in every round of one run, so that the load of the machine counts for all alike:
 - in process: one loop that steps the world and calls a policy of `--policy-ms` of work, for one robot after
-the other;
+  the other;
 - policy: the simulator's process and one policy process over real DDS, all robots in either;
 - expert: the simulator's process alone, its experts acting and publishing everything;
 - recorded: the same with an episode node for each robot that records all of it; resets and the closing of
-files count
-  here, and do not in the yardstick.
+  files count here, and do not in the yardstick.
 The policy does nothing but burn its time, since networks are another benchmark's. Ratios are of the same
 round; the median round is reported. Prints a table and writes the same as JSON.
 """

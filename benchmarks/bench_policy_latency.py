@@ -1,13 +1,14 @@
 """How fast the policy node answers: image stamp to published command through real DDS, beside bare inference.
 
-    python benchmarks/bench_policy_latency.py [--seconds 20] [--rate-seconds 30] [--memory-ticks 10000]
+    python benchmarks/bench_policy_latency.py [--seconds 20] [--rate-seconds 30] [--parts ...]
 
 The node runs as users start it, in a process of its own, with the `small` backbone at 96x96. This process is
 the robots. Every number has its baseline in the same run: after each tick the bare model runs once here, so
 that both meet the same machine. The time of publication is DDS's own source timestamp. Parts:
   latency   one robot at 20 Hz, each image answered at once; overhead: the node's time minus the bare model's
   batch     eight robots of one node: time until the last command, and CPU time, beside those of one robot
-  rate      20 Hz by the node's own ticks, a 60 Hz camera: late and missed ticks, without and with swaps
+  rate      20 Hz by the node's own ticks, a 60 Hz camera: late and missed ticks
+  swaps     the same with another bundle every 2 s
   stale     from the last image of a camera that stops to the hold-still command, in control periods
   memory    resident memory of the node while it answers as fast as it can
 Left out: idle machines and pinned cores; look at the load that is printed before you quote a figure.
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RATE_HZ = 20.0
 WARM_UP_TICKS = 40
 FLEET = 8
+PARTS = ("latency", "batch", "rate", "swaps", "stale", "memory")
 
 
 class Robot:
@@ -305,6 +307,7 @@ def main() -> None:
     parser.add_argument("--rate-seconds", type=float, default=30.0, help="of each part at a rate")
     parser.add_argument("--memory-ticks", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1, help="cores of one inference")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_policy_latency.json"))
     options = parser.parse_args()
     # An own, local graph.
@@ -322,17 +325,22 @@ def main() -> None:
             "load_before": os.getloadavg(),
         }
         shared = (embodiment, bundles[0], folder)
-        one = report["latency"] = measure_lockstep(*shared, 1, options.seconds, options.threads)
-        many = report["batch"] = measure_lockstep(*shared, FLEET, options.seconds, options.threads)
-        many["time_ratio_to_one"] = many["node"]["median_ms"] / one["node"]["median_ms"]
-        many["cpu_ratio_to_one"] = many["cpu_ms_per_tick"] / one["cpu_ms_per_tick"]
-        many["bare_ratio_to_one"] = many["bare"]["median_ms"] / one["bare"]["median_ms"]
-        beyond = [part["cpu_ms_per_tick"] - part["bare_cpu_ms_per_tick"] for part in (one, many)]
-        many["cpu_beyond_bare_ratio_to_one"] = beyond[1] / beyond[0]
-        report["rate"] = measure_rate(embodiment, bundles, folder, options.rate_seconds, False)
-        report["rate_with_swaps"] = measure_rate(embodiment, bundles, folder, options.rate_seconds, True)
-        report["stale"] = measure_stale(*shared)
-        report["memory"] = measure_memory(*shared, options.memory_ticks)
+        works: dict[str, Callable[[], dict[str, Any]]] = {
+            "latency": lambda: measure_lockstep(*shared, 1, options.seconds, options.threads),
+            "batch": lambda: measure_lockstep(*shared, FLEET, options.seconds, options.threads),
+            "rate": lambda: measure_rate(embodiment, bundles, folder, options.rate_seconds, False),
+            "swaps": lambda: measure_rate(embodiment, bundles, folder, options.rate_seconds, True),
+            "stale": lambda: measure_stale(*shared),
+            "memory": lambda: measure_memory(*shared, options.memory_ticks),
+        }
+        report.update({part: works[part]() for part in options.parts})
+        if {"latency", "batch"} <= set(options.parts):
+            one, many = report["latency"], report["batch"]
+            for name in ("node", "bare"):
+                many[f"{name}_ratio_to_one"] = many[name]["median_ms"] / one[name]["median_ms"]
+            many["cpu_ratio_to_one"] = many["cpu_ms_per_tick"] / one["cpu_ms_per_tick"]
+            beyond = [part["cpu_ms_per_tick"] - part["bare_cpu_ms_per_tick"] for part in (one, many)]
+            many["cpu_beyond_bare_ratio_to_one"] = beyond[1] / beyond[0]
         report["load_after"] = os.getloadavg()
     rclpy.try_shutdown()
     options.out.parent.mkdir(parents=True, exist_ok=True)

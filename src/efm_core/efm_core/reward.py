@@ -1,8 +1,7 @@
 """Rewards, returns and success, all made of d, the predicted number of steps to go.
 
-The reward is how far d fell in one step: r_t = d_t - d_t+1; success is that d stays at or below a
-    threshold. There
-is no other reward and no value network: REINFORCE uses the discounted returns as they are.
+The reward is how far d fell in one step: r_t = d_t - d_t+1; success is that d stays at or below a threshold.
+There is no other reward and no value network: REINFORCE uses the discounted returns as they are.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""One robot's control loop: observation in, gated command out, and holding still when anything is not
-right.
+"""One robot's control loop: observation in, gated command out, and holding still where something is wrong.
 
 No ROS in here: the node feeds it (inputs, ticks, a frequent `check`) and gives it `RobotPorts` to act
 through. Any thread may call any method; one lock per robot keeps commands in order, so that nothing follows
-a
-hold-still command by accident. Exactly one command answers each observation that is acted on. Who decides
+a hold-still command by accident. Exactly one command answers each observation that is acted on. Who decides
 it: the policy's plan, or the person who has taken over; inference happens elsewhere, between
 `RobotPorts.request` and `RobotLoop.decided`. Left out: topics, threads, inference, and the choice of the
 model, which the act brings along.

@@ -173,8 +173,7 @@ def load_reward(
 
     Raises:
         BundleUnknown, BundleInvalid, BundleTampered, EmbodimentMismatch, BundleUnusable: See `load_bundle`
-        and
-            `RewardModel`.
+            and `RewardModel`.
     """
     model = RewardModel(load_bundle(path), embodiment, threshold, hold, provider, threads)
     model.warm_up(robots)
