@@ -1,8 +1,6 @@
-"""A process that stands for policy and reward node of point masses: a spring pulls to the goal, d is the
-distance.
+"""Stands for policy and reward node of point masses: a spring pulls to the goal, d is the distance.
 
-    python fake_models.py '{"robots": ["robot_1"], "slow_s": 0.0, "instant": false, "reward": true, "policy":
-    true}'
+    python fake_models.py '{"robots": ["robot_1"], "slow_s": 0.3, "instant": false, "reward": true}'
 
 Speaks the interfaces of the real nodes and nothing more: Act, commands that name the observation they answer,
 PolicyStep, StepsToGo while an instruction holds. `slow_s` is spent on every answer, so that a test can meet
@@ -45,11 +43,18 @@ class FakeModels(Node):
         self.slow_s, self.instant = slow_s, instant
         self.intake = Intake(self)
         self.robots = [FakeRobotModels(self, robot, policy, reward) for robot in robots]
-        threading.Thread(target=self.take, daemon=True).start()
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self.take)
+        self.thread.start()
 
     def take(self):
-        while True:
+        while not self.ending.is_set():
             self.intake.take(0.2)
+
+    def close(self):
+        """A thread that is still in the middleware when Python ends would crash the process."""
+        self.ending.set()
+        self.thread.join()
 
 
 class FakeRobotModels:
@@ -158,6 +163,7 @@ def main():
     except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         pass
     finally:
+        node.close()
         rclpy.try_shutdown()
 
 
