@@ -1,7 +1,7 @@
 """Self-improvement: does a policy of middling success get better by itself, and what does the guard save?
 
     python benchmarks/bench_self_improvement.py table --seeds 1 2 --out docs/results/table.json
-    python benchmarks/bench_self_improvement.py push-state --seeds 1 2 3 --out docs/results/push_state.json
+    python benchmarks/bench_self_improvement.py push --seeds 1 2 --out docs/results/push.json
 
 Demonstrations of an imperfect expert, supervised fine-tuning of policy, reward and verifier, then practice on
 the steps-to-go reward with our own detector and no ground truth; against it, fine-tuning on several times the
@@ -35,7 +35,7 @@ from practice_curve import Practice
 from recorded import load, record
 from safetensors.torch import load_file, save
 
-from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.embodiment import load_embodiment
 from efm_core.files import replace_file
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
@@ -141,29 +141,7 @@ PUSH = Experiment(
     steps=4000,
     practice=TABLE.practice,
 )
-PUSH_STATE = Experiment(
-    world="metaworld:push-v3",
-    options={"images": False, "state": "full"},
-    expert={"wander": 0, "pause": 0.0, "slip": 0.04, "fail": 0.0},
-    demonstrations=100,
-    training={
-        **TRAINING,
-        "precision": "no",
-        "policy_weights": "last",
-        "mixture": Mixture(batch_size=128),
-    },
-    steps=19000,
-    backbone={"name": "state", "shared_trunk": False},
-    multiples=(),
-    iterations=200,
-)
-EXPERIMENTS: Mapping[str, Experiment] = {
-    "table": TABLE,
-    "push": PUSH,
-    "push-state": PUSH_STATE,
-    # Failed attempts, taught as far in steps-to-go only.
-    "push-state-robust": replace(PUSH_STATE, expert={**PUSH_STATE.expert, "fail": 0.4}, demonstrations=100),
-}
+EXPERIMENTS: Mapping[str, Experiment] = {"table": TABLE, "push": PUSH}
 
 
 @dataclass(frozen=True)
@@ -182,16 +160,8 @@ class Study:
         self.world, self.seed, self.experiment, self.folder = experiment.world, seed, experiment, folder
         self.device = device
         self._worlds: list[World] = []
-        self.embodiment = self._embodiment()
-
-    def _embodiment(self) -> Embodiment:
         known = load_embodiment(self.world.partition(":")[0])
-        spec = self.worlds()[0].spec
-        if spec.cameras:
-            return fitted(known, int(self.experiment.options["image_size"]))
-        assert known.state is not None
-        entries = tuple(replace(known.state.entries[0], name=name) for name in spec.state_names)
-        return replace(known, cameras=(), state=replace(known.state, entries=entries))
+        self.embodiment = fitted(known, int(self.experiment.options["image_size"]))
 
     def worlds(self) -> list[World]:
         """Returns the copies to act in, made once."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
 import itertools
 import re
 import sys
@@ -267,14 +268,14 @@ def settings_page(name: str) -> str:
 
 def attributes_of(cls: type) -> dict[str, str]:
     """Returns what a class's docstring says under `Attributes:`, by name."""
-    text = (cls.__doc__ or "").partition("Attributes:\n")[2]
+    text = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
     found: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
-        entry = re.match(r" {8}(\w+): (.*)", line)
+        entry = re.match(r" {4}(\w+): (.*)", line)
         if entry:
             name, found[entry[1]] = entry[1], entry[2]
-        elif line.startswith(" " * 12) and name:
+        elif line.startswith(" " * 8) and name:
             found[name] += " " + line.strip()
         elif line.strip():
             break

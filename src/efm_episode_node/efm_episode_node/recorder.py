@@ -37,7 +37,7 @@ SILENCE_S = 1.0  # An input may be older than its own limit by so much before th
 PNG_LARGEST_PX = (
     128 * 128
 )  # Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
-LAST_STATE_S = 1.0
+LAST_STATE_S = 5.0
 # Messages are gathered for so long: to be woken for each of them costs more than to write it.
 GATHER_S = 0.02
 RECENT = 8
