@@ -296,8 +296,8 @@ class EpisodeRecorder:
         """Waits for the last observation and lets the episode be closed after what is queued for it."""
         with self._changed:
             episode = self._running
-            if episode is not None:
-                # The state of the last observation may come a moment later than its image.
+            if episode is not None and summary.end_reason is not EndReason.FAULT:
+                # The state of the last observation may come later than its image, or with a fault never.
                 self._changed.wait_for(
                     lambda: all(self._newest.get(stream, 0) >= summary.stamp_ns for stream in self._recent),
                     timeout=LAST_STATE_S,
