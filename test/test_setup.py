@@ -293,7 +293,8 @@ def test_a_machine_without_gpu_gets_the_cpu_build_of_torch_where_there_is_one(ch
 
 
 @pytest.mark.parametrize(
-    "said", ["ERROR: No matching distribution found for torch==2.13.0+cpu", "ERROR: ResolutionImpossible: see"]
+    "said",
+    ["ERROR: No matching distribution found for torch==2.13.0+cpu", "ERROR: ResolutionImpossible: see"],
 )
 def test_a_cuda_build_is_not_pulled_onto_a_small_disk(checkout, capsys, said):
     give_python(checkout, f"echo '{said}'; exit 1")
