@@ -27,6 +27,7 @@ from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment
 from efm_core.episode import EndReason, Episode, Summary, read_episode
 from efm_core.errors import (
+    BadRequest,
     BundleInvalid,
     EfmError,
     EpisodeDuplicate,
@@ -139,6 +140,8 @@ class PracticeRun:
             raise BundleInvalid(f"bundle {policy.id}: expected a policy to practise with, found a reward")
         for other in (reward, *([verifier] if verifier else [])):
             other.check_embodiment(self.embodiment)
+        if verifier and verifier.id in (reward.id, *reward.manifest.training.get("members", ())):
+            raise BadRequest(f"verifier {verifier.id}: is the reward or part of it; train one apart from it")
         self.reward = reward
         self.judge = Judge(reward)
         self._verifier = Judge(verifier) if verifier else None

@@ -25,6 +25,7 @@ from efm_core.errors import (
     Reason,
     SpoolLocked,
 )
+from efm_learner.export import recalibrated
 from efm_learner.guard import BLIND, GuardSettings
 from efm_learner.practice_run import KEPT_BUNDLES, PracticeRun, RunSettings
 from efm_learner.random_bundle import write_random_bundle
@@ -164,6 +165,13 @@ def test_whatever_an_odd_episode_raises_is_a_refusal_and_not_the_end_of_the_run(
         run.ingest(path)
     assert journal(run)[0]["reason"] == Reason.INTERNAL
     assert run.unseen() == []
+
+
+def test_a_verifier_that_is_part_of_the_reward_is_refused(start, bundles, tmp_path):
+    joined = recalibrated(bundles["reward"], tmp_path, training={"members": [bundles["verifier"].id]})
+    for reward, verifier in ((bundles["reward"], bundles["reward"]), (joined, bundles["verifier"])):
+        with pytest.raises(BadRequest, match="train one apart"):
+            start(reward=reward, verifier=verifier)
 
 
 def test_the_verifier_is_asked_about_detected_successes_only(start, bundles):
