@@ -37,7 +37,7 @@ SILENCE_S = 1.0  # An input may be older than its own limit by so much before th
 PNG_LARGEST_PX = (
     128 * 128
 )  # Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
-LAST_STATE_S = 5.0
+LAST_STATE_S = 1.0
 # Messages are gathered for so long: to be woken for each of them costs more than to write it.
 GATHER_S = 0.02
 RECENT = 8
@@ -296,8 +296,8 @@ class EpisodeRecorder:
         """Waits for the last observation and lets the episode be closed after what is queued for it."""
         with self._changed:
             episode = self._running
-            if episode is not None and summary.end_reason is not EndReason.FAULT:
-                # The state of the last observation may come later than its image, or with a fault never.
+            if episode is not None:
+                # The state of the last observation may come a moment later than its image.
                 self._changed.wait_for(
                     lambda: all(self._newest.get(stream, 0) >= summary.stamp_ns for stream in self._recent),
                     timeout=LAST_STATE_S,
