@@ -36,7 +36,7 @@ from recorded import load, record
 from safetensors.torch import load_file, save
 
 from efm_core.embodiment import load_embodiment
-from efm_core.files import replace_file
+from efm_core.files import replace_file, replace_json
 from efm_learner.batches import Mixture
 from efm_learner.calibrate import CalibrationSettings, calibrate
 from efm_learner.network import EfmNetwork, RewardEnsemble, build_network
@@ -249,7 +249,7 @@ class Study:
             "rows_per_second": round(trained.samples_per_second),
             "seconds": round(seconds, 1),
         }
-        write(folder / "found.json", found)
+        replace_json(folder / "found.json", found, indent=1)
 
     def judge(self, count: int, processes: int) -> tuple[Judge, Mapping[str, Any]]:
         """Fine-tunes the reward, and where there is a second one joins both; gives it and its calibration."""
@@ -262,7 +262,7 @@ class Study:
         if not path.exists():
             settings = CalibrationSettings(holds=self.experiment.holds)
             report = calibrate(joined, self.tables(SECOND, count)[1], "max", settings)
-            write(path, {"of": [first.found, second.found], **judged(report)})
+            replace_json(path, {"of": [first.found, second.found], **judged(report)}, indent=1)
         found = json.loads(path.read_text())
         return Judge(joined, found["detector"]["threshold"], found["detector"]["hold"], "max"), found
 
@@ -285,12 +285,6 @@ def judge_of(learnt: Learnt) -> Judge:
     """Returns the reward network as a judge."""
     detector = learnt.found["detector"]
     return Judge(learnt.reward, detector["threshold"], detector["hold"])
-
-
-def write(path: Path, content: Any) -> None:
-    """Writes JSON as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(content, indent=1, default=asdict) + "\n").encode())
 
 
 def main() -> None:
@@ -325,12 +319,13 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("--out: expected a file for the results")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     results.setdefault("experiment", json.loads(json.dumps(vars(experiment), default=asdict)))
 
     def keep(key: str, value: Any) -> None:
         results[key] = value
-        write(options.out, results)
+        replace_json(options.out, results, indent=1)
         print(key, json.dumps(value)[:500], flush=True)
 
     for study in studies:

@@ -11,7 +11,7 @@ import numpy as np
 from in_process import Played, Player, upto
 from safetensors.torch import load_file, save
 
-from efm_core.files import replace_file
+from efm_core.files import replace_file, replace_json
 from efm_learner.checkpoint import load_optimizer, save_optimizer
 from efm_learner.guard import Guard, GuardSettings
 from efm_learner.practice import PracticeTrainer
@@ -152,7 +152,7 @@ class Practice:
         optimizer.unlink(missing_ok=True)  # Of a version that was begun but never named in the state.
         save_optimizer(self.trainer.optimizer, optimizer)
         content = {**self.state, "guard": self.guard.state(), "updates": self.trainer.updates}
-        replace_file(self.folder / "state.json", json.dumps(content).encode())
+        replace_json(self.folder / "state.json", content)
 
     def _resume(self) -> None:
         path = self.folder / "state.json"

@@ -7,13 +7,26 @@ import numpy.typing as npt
 
 from efm_core.bundle import Bundle
 from efm_core.episode import Episode, observations_of
-from efm_core.errors import BundleInvalid
+from efm_core.errors import BadRequest, BundleInvalid
 from efm_core.onnx_model import OnnxModel
 from efm_core.steps_to_go import StepsToGoBins, combine
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "check_apart"]
 
 BATCH = 64  # Observations per inference.
+
+
+def check_apart(verifier: Bundle, reward: Bundle) -> None:
+    """Does nothing where a verifier has an opinion of its own.
+
+    Raises:
+        BadRequest: It would always agree with the reward.
+    """
+    if verifier.id in (reward.id, *reward.manifest.training.get("members", ())):
+        raise BadRequest(
+            f"bundle {verifier.id}: the verifier is the reward itself or part of it; train one apart, "
+            "with efm sft --seed"
+        )
 
 
 class Judge:

@@ -27,7 +27,6 @@ from efm_core.bundle import Bundle
 from efm_core.embodiment import Embodiment
 from efm_core.episode import EndReason, Episode, Summary, read_episode
 from efm_core.errors import (
-    BadRequest,
     BundleInvalid,
     EfmError,
     EpisodeDuplicate,
@@ -41,7 +40,7 @@ from efm_learner.checkpoint import TrainingState, load_checkpoint, save_checkpoi
 from efm_learner.export import OnnxExporter, export_bundle, load_network
 from efm_learner.guard import BLIND, Guard, GuardSettings, Verdict
 from efm_learner.json_lines import JsonLines
-from efm_learner.labelling import Judge
+from efm_learner.labelling import Judge, check_apart
 from efm_learner.practice import IterationReport, PracticeSettings, PracticeTrainer, Rollout
 from efm_learner.rollouts import check_practised, rollout_of
 from efm_learner.run_folder import RunFolder
@@ -140,8 +139,8 @@ class PracticeRun:
             raise BundleInvalid(f"bundle {policy.id}: expected a policy to practise with, found a reward")
         for other in (reward, *([verifier] if verifier else [])):
             other.check_embodiment(self.embodiment)
-        if verifier and verifier.id in (reward.id, *reward.manifest.training.get("members", ())):
-            raise BadRequest(f"verifier {verifier.id}: is the reward or part of it; train one apart from it")
+        if verifier:
+            check_apart(verifier, reward)
         self.reward = reward
         self.judge = Judge(reward)
         self._verifier = Judge(verifier) if verifier else None

@@ -29,7 +29,7 @@ from efm_learner.calibrate import calibrate, firing_times
 from efm_learner.dataset import episode_arrays, load_episodes, split_episodes
 from efm_learner.export import export_bundle, load_network
 from efm_learner.frame_cache import Wanted
-from efm_learner.labelling import Judge
+from efm_learner.labelling import Judge, check_apart
 from efm_learner.rollouts import check_practised
 from efm_learner.samples import EpisodeArrays, StepTable, make_table
 from efm_learner.sft import parity_frames
@@ -79,8 +79,7 @@ def refit(
         EpisodeInvalid: No usable episode in one of the folders.
         EmbodimentMismatch: The bundles or the demonstrations are of different robots.
     """
-    if reward.id == verifier.id:
-        raise BadRequest("refit: the verifier is the reward itself; train another one with efm sft --seed")
+    check_apart(verifier, reward)
     embodiment = reward.embodiment
     verifier.check_embodiment(embodiment)
     config = config_of(reward)
