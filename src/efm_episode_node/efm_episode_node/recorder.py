@@ -37,7 +37,7 @@ SILENCE_S = 1.0  # An input may be older than its own limit by so much before th
 PNG_LARGEST_PX = (
     128 * 128
 )  # Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
-LAST_STATE_S = 1.0
+LAST_STATE_S = 5.0  # For the inputs of an episode's last observation to come.
 # Messages are gathered for so long: to be woken for each of them costs more than to write it.
 GATHER_S = 0.02
 RECENT = 8
@@ -83,10 +83,11 @@ class RecorderSettings:
 
 @dataclass
 class _Running:
-    """The episode that is being recorded, and why it cannot be any more."""
+    """The episode that is being recorded, why it cannot be any more, and its last stamp once that is known."""
 
     writer: EpisodeWriter
     failed: str = ""
+    end_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,10 @@ class EpisodeRecorder:
                 return
         if stamp_ns < self._start_ns:
             return
+        if episode.end_ns and stamp_ns > episode.end_ns:
+            if stream.is_input:
+                self._newest[stream] = stamp_ns  # Nothing older is to come.
+            return
         if stream.is_input:
             if stamp_ns <= newest:
                 return
@@ -298,9 +303,9 @@ class EpisodeRecorder:
             episode = self._running
             if episode is not None:
                 # The state of the last observation may come a moment later than its image.
+                episode.end_ns = summary.stamp_ns
                 self._changed.wait_for(
-                    lambda: all(self._newest.get(stream, 0) >= summary.stamp_ns for stream in self._recent),
-                    timeout=LAST_STATE_S,
+                    lambda: episode.failed or self._has_all_until(summary.stamp_ns), timeout=LAST_STATE_S
                 )
             self._running = None
             lost = self._losses(summary)
@@ -346,6 +351,9 @@ class EpisodeRecorder:
         if any(stream not in self._newest for stream in self._recent):
             return 0
         return min(self._newest[stream] for stream in self._paced())
+
+    def _has_all_until(self, stamp_ns: int) -> bool:
+        return all(self._newest.get(stream, 0) >= stamp_ns for stream in self._recent)
 
     def _paced(self) -> list[Stream]:
         """Returns the inputs of which each message is a new observation: the cameras, else the state."""

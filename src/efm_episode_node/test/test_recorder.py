@@ -161,6 +161,32 @@ def test_the_first_observation_counts_though_it_was_shown_before_the_beginning(b
     assert stamps == [START_NS + index * PERIOD_NS for index in range(6)]
 
 
+def test_the_last_state_may_come_late_and_nothing_after_the_end_is_kept(bench):
+    one = bench()
+    one.recorder.begin("e1", START_NS, Mode.COLLECT)
+    one.episode(steps=4)
+    end_ns = START_NS + 5 * PERIOD_NS
+    one.act(end_ns - PERIOD_NS)
+    one.recorder.put(CAMERA, end_ns, image(end_ns))
+
+    def go_on():
+        while not one.recorder._running.end_ns:
+            time.sleep(0.01)
+        for later_ns in (end_ns + PERIOD_NS, end_ns + 2 * PERIOD_NS):
+            one.recorder.put(CAMERA, later_ns, image(later_ns))
+            one.act(later_ns)
+        one.recorder.put(STATE, end_ns, state(end_ns))
+
+    world = threading.Thread(target=go_on, daemon=True)
+    world.start()
+    folder = one.recorder.finish(one.summary()).result()
+    world.join(30)
+    assert check_episode(folder) == [] and len(read_episode(folder)) == 6
+    topics = read_episode_file(folder).topics
+    for stream, count in ((CAMERA, 6), (STATE, 6), (STEP, 5)):
+        assert len(topics[stream.topic].messages) == count, stream.topic
+
+
 @pytest.mark.parametrize(
     ("settings", "size", "expected"),
     [
