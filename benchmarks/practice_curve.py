@@ -91,7 +91,7 @@ class Practice:
         for p in played:
             version = state["iteration"] - 1
             self.guard.record(version, p.detected, p.rollout.verified, len(p.rollout))
-        verdict = self.guard.judge(report.kl)
+        verdict = self.guard.judge(report.kl, report.episodes, report.mean_return)
         if verdict.stop and state["stop"] is None:
             state["stop"] = {
                 "iteration": state["iteration"],

@@ -6,7 +6,8 @@ success and the world does not: detected success goes on rising while true succe
 pressure on its mistakes. An episode counts as good when the detector ended it AND the verifier agrees on the
 last observations; it is doubted when the detector ended it alone. The guard knows the version with the most
 good episodes, and stops practice when, beyond chance, the newest episodes are less often good than the best
-ones before them, or more often doubted without being good more often.
+ones before them, or more often doubted without being good more often. It also stops where the reward speaks
+against nearly everything that the policy does, since standing still is then the best that can be learnt.
 
 What it leaves out: mistakes that both models share. Where demonstrations never show a certain failure, both
 can be wrong: a verifier of demonstrations with other failures sees more. Without a verifier only the detector
@@ -16,6 +17,7 @@ is left to ask, and the guard cannot notice that it is fooled (`BLIND`).
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,6 +31,8 @@ BLIND = (
     "there is no verifier: the guard can only ask the detector, and does not notice when that is fooled; "
     "train a second reward bundle with another seed and name it"
 )
+LOSS = 2.0  # Standard errors by which the mean return must be below zero.
+LOSS_ITERATIONS = 3  # At least so many give a standard error.
 GAIN = 1.0  # Standard deviations by which episodes must be good more often to be worth more doubts.
 
 
@@ -130,6 +134,7 @@ class Guard:
     hold: int = 1
     _tallies: dict[int, _Tally] = field(default_factory=dict)
     _instant: list[bool] = field(default_factory=list)
+    _returns: list[tuple[int, float]] = field(default_factory=list)
 
     def record(self, version: int, detected: bool, verified: bool | None, steps: int) -> None:
         """Counts one finished episode.
@@ -151,13 +156,23 @@ class Guard:
         """Looks for instant successes only; for every episode."""
         return self._verdict(self._instant_message())
 
-    def judge(self, kl: float = 0.0) -> Verdict:
+    def judge(self, kl: float = 0.0, episodes: int = 0, mean_return: float = 0.0) -> Verdict:
         """Draws the conclusion from all that was recorded; for every iteration.
 
         Args:
             kl: Mean KL from the Stage-1 policy per decision [nats].
+            episodes: Of the iteration.
+            mean_return: Of its decisions [control steps].
         """
-        return self._verdict(self._instant_message() or self._kl_message(kl) or self._past_peak_message())
+        self._returns.append((episodes, mean_return))
+        while sum(count for count, _ in self._returns[1:]) >= self.settings.window:
+            self._returns.pop(0)
+        return self._verdict(
+            self._instant_message()
+            or self._kl_message(kl)
+            or self._loss_message()
+            or self._past_peak_message()
+        )
 
     def _verdict(self, message: str) -> Verdict:
         return Verdict(bool(message) and self.settings.enabled, next(iter(self.ranking()), 0), message)
@@ -174,11 +189,12 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """Returns everything needed to go on after a restart, as JSON-ready data."""
         tallies = {str(version): tally._asdict() for version, tally in self._tallies.items()}
-        return {"instant": self._instant, "tallies": tallies}
+        return {"instant": self._instant, "returns": self._returns, "tallies": tallies}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state` returned."""
         self._instant = list(state["instant"])
+        self._returns = [(count, mean_return) for count, mean_return in state["returns"]]
         self._tallies = {int(version): _Tally(**tally) for version, tally in state["tallies"].items()}
 
     def _instant_message(self) -> str:
@@ -195,6 +211,19 @@ class Guard:
     def _kl_message(self, kl: float) -> str:
         limit = self.settings.kl_limit
         return f"KL from Stage 1 is {kl:.2f}, more than {limit:g} nats" if limit and kl > limit else ""
+
+    def _loss_message(self) -> str:
+        episodes, means = sum(count for count, _ in self._returns), [mean for _, mean in self._returns]
+        if episodes < self.settings.window or len(means) < LOSS_ITERATIONS:
+            return ""
+        mean, error = statistics.fmean(means), statistics.stdev(means) / math.sqrt(len(means))
+        if mean + LOSS * error >= 0:
+            return ""
+        return (
+            f"the mean return of the newest {episodes} episodes is {mean:.2f} control steps: by this reward "
+            "the policy leads away from the goal, and practice would teach it to stand still; fine-tune it "
+            "further, or practise with cap_at_start"
+        )
 
     def _past_peak_message(self) -> str:
         """Compares the newest window with those that have no episode in common with it."""

@@ -42,6 +42,9 @@ class LearnerParameters(NodeParameters):
     freeze_encoder: bool = param(
         _PRACTICE.freeze_encoder, description="Keep the image encoder as Stage 1 left it."
     )
+    cap_at_start: bool = param(
+        _PRACTICE.cap_at_start, description="Count no d as greater than the first one of its episode."
+    )
     normalise_advantages: bool = param(
         _PRACTICE.normalise_advantages, description="Shift and scale returns to mean 0, deviation 1."
     )

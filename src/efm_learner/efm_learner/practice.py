@@ -45,6 +45,9 @@ class PracticeSettings:
         weight_decay: Of AdamW.
         gradient_norm: Greatest norm of a gradient; 0 means no limit.
         freeze_encoder: Keep the image encoder as Stage 1 left it.
+        cap_at_start: Count no d as greater than the first one of its episode. A policy that fails more often
+            than the demonstrations did ends most episodes further from the goal than they began; without the
+            cap, standing still is then better than trying.
         normalise_advantages: Shift and scale the returns of an iteration to mean 0 and deviation 1.
         epochs: Times that each decision is used. Above 1 the ratio to the acting policy is clipped (`clip`).
         clip: Clip range of that ratio.
@@ -65,6 +68,7 @@ class PracticeSettings:
     weight_decay: float = 0.01
     gradient_norm: float = 1.0
     freeze_encoder: bool = True
+    cap_at_start: bool = False
     normalise_advantages: bool = False
     epochs: int = 1
     clip: float = 0.2
@@ -149,9 +153,10 @@ class Rollout:
         """Decisions with at least one executed token of the policy."""
         return int(_by_policy(self.tokens).sum())
 
-    def returns(self, gamma: float) -> np.ndarray:
-        """Monte-Carlo returns of the fall of d, float64 [T]."""
-        return discounted_returns(rewards(self.steps_to_go), gamma)
+    def returns(self, gamma: float, cap_at_start: bool = False) -> np.ndarray:
+        """Monte-Carlo returns of the fall of d, float64 [T]; see `PracticeSettings`."""
+        d = self.steps_to_go
+        return discounted_returns(rewards(np.minimum(d, d[0]) if cap_at_start else d), gamma)
 
 
 @dataclass(frozen=True)
@@ -304,9 +309,8 @@ class PracticeTrainer:
             for name in rollouts[0].inputs
         }
         log_probs = _stacked(rollout.log_probs[rows] for rollout, rows in zip(rollouts, mine, strict=True))
-        returns = [
-            rollout.returns(self.settings.gamma)[rows] for rollout, rows in zip(rollouts, mine, strict=True)
-        ]
+        gamma, cap = self.settings.gamma, self.settings.cap_at_start
+        returns = [rollout.returns(gamma, cap)[rows] for rollout, rows in zip(rollouts, mine, strict=True)]
         return inputs, tokens.long(), log_probs.float(), np.concatenate(returns)
 
     def _log_probs(self, network: EfmNetwork, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

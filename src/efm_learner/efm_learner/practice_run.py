@@ -255,7 +255,7 @@ class PracticeRun:
         steps = sum(taken.summary.steps for taken in self._buffer) / len(self._buffer)
         report = self.trainer.iterate(rollouts, cancelled)
         updated = time.monotonic()
-        verdict = self.guard.judge(report.kl)
+        verdict = self.guard.judge(report.kl, report.episodes, report.mean_return)
         self._warning = verdict.message
         if verdict.stop:
             self._stop(verdict)

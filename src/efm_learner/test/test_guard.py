@@ -125,6 +125,39 @@ def test_the_kl_limit_stops_where_one_is_set():
     assert not Guard(GuardSettings()).judge(100.0).stop
 
 
+def judged(returns, episodes=15):
+    guard = Guard(GuardSettings(), hold=2)
+    verdicts = []
+    for version, mean_return in enumerate(returns):
+        for _ in range(episodes):
+            guard.record(version, False, False, 100)
+        verdicts.append(guard.judge(0.0, episodes, mean_return))
+        guard.restore(json.loads(json.dumps(guard.state())))
+    return [verdict.stop for verdict in verdicts], verdicts[-1].message
+
+
+def test_a_policy_that_leads_away_from_the_goal_by_its_reward_is_stopped_before_it_learns_to_stand_still():
+    """The returns are of two runs on Meta-World's push that ended with a policy that does nothing."""
+    for returns in ((-2.08, -1.53, -1.75, -0.92, -0.62, -1.47), (-2.08, -1.75, -2.44, -0.0, -0.59, -0.5)):
+        stops, message = judged(returns)
+        assert stops == [False] * 5 + [True]  # After a window of episodes.
+        assert "by this reward the policy leads away from the goal" in message and "cap_at_start" in message
+
+
+def test_returns_that_are_negative_now_and_then_or_by_chance_stop_nothing():
+    """The first are of a run that rose from .48 to .78."""
+    for returns in ((1.19, 0.96, -0.11, -0.51, 0.1, 2.09), (-1.2, 0.9, -1.1, 0.8, -0.9, 0.7), (0.0,) * 6):
+        stops, message = judged(returns)
+        assert not any(stops) and not message
+
+
+def test_old_losses_are_forgotten_and_few_large_iterations_are_no_proof():
+    stops, _ = judged((-0.1, 3.0, 2.0, 2.5, 3.0, 2.0, 2.5, 2.0), episodes=30)
+    assert not any(stops)
+    stops, _ = judged((-2.0, -2.1), episodes=200)
+    assert not any(stops)
+
+
 def test_a_guard_that_is_off_says_what_it_sees_and_stops_nothing():
     off = GuardSettings(enabled=False)
     _, version, verdict = practise(over_the_peak, 60, np.random.default_rng(0), settings=off)
@@ -153,8 +186,8 @@ def test_a_restart_in_between_changes_nothing():
     whole, _, verdict = practise(over_the_peak, 60, rng)
     other = Guard(GuardSettings(), hold=2)
     other.restore(json.loads(json.dumps(whole.state())))
-    assert other.judge() == verdict
     assert other.state() == whole.state()
+    assert other.judge() == verdict
 
 
 @pytest.mark.parametrize("changes", [{"window": 0}, {"significance": 0}, {"instant_share": 0}, {"slack": -1}])

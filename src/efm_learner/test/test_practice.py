@@ -95,6 +95,18 @@ def test_one_update_is_the_gradient_of_minus_c_times_return_times_log_probabilit
             torch.testing.assert_close(dict(net.named_parameters())[name].detach(), expected)
 
 
+def test_with_the_cap_a_failed_attempt_costs_no_more_than_it_had_gained():
+    net = network()
+    attempt = rollout(net, [9.0, 7.0, 5.0, 8.0, 20.0, 30.0, 30.0, 30.0, 30.0])
+    assert attempt.returns(1.0)[0] == pytest.approx(-21)
+    np.testing.assert_allclose(attempt.returns(1.0, cap_at_start=True), [0, -2, -4, -1, 0, 0, 0, 0])
+    plain, capped = (
+        PracticeTrainer(network(), settings(cap_at_start=cap)).iterate([attempt]) for cap in (False, True)
+    )
+    assert plain.mean_return == pytest.approx(attempt.returns(0.9).mean())
+    assert capped.mean_return == pytest.approx(attempt.returns(0.9, True).mean())
+
+
 def test_masked_tokens_give_no_gradient():
     net = network()
     tokens = np.random.default_rng(0).integers(0, 21, (8, 1, 2))
