@@ -83,7 +83,7 @@ class RecorderSettings:
 
 @dataclass
 class _Running:
-    """The episode that is being recorded, why it cannot be any more, and its last stamp (0: not yet known)."""
+    """The episode that is being recorded, why it cannot be any more, and its last stamp (0: not known)."""
 
     writer: EpisodeWriter
     failed: str = ""
