@@ -94,7 +94,7 @@ def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
         def words(robot: str, text: str) -> None:
             bar.write(f"{robot or 'robot'}: {text}", file=sys.stdout)
 
-        names = fleet.robots(robots, deadline_s=30.0)
+        names = fleet.robots(robots)
         wish = Wish(
             mode=int(Mode[options.mode.upper()]),
             episodes=options.episodes,

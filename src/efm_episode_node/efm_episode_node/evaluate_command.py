@@ -103,6 +103,11 @@ class TruthBook:
                 del self._success[next(iter(self._success))]
             self._changed.notify_all()
 
+    def opened(self, timeout_s: float) -> bool:
+        """Waits for a first message: only then does the simulator know that we listen."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._success, timeout_s)
+
     def verdict(self, summary: Summary) -> bool | None:
         """Says whether the world saw success in an episode; None when it said nothing about its end."""
         with self._changed:
@@ -186,15 +191,18 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
         FleetClient("efm_evaluate") as fleet,
         tqdm(total=wish.episodes, unit="episode", file=sys.stdout, disable=quiet, mininterval=0.5) as bar,
     ):
-        names = fleet.robots(robots, deadline_s=30.0)
+        names = fleet.robots(robots)
         books = {name: TruthBook() for name in names}
         intake = Intake(fleet.node)
-        for name, book in books.items():
-            topic = f"/{name}/ground_truth" if name else "/ground_truth"
-            intake.subscribe(GroundTruth, topic, book.add, deep(EVENTS))
+        topics = {name: f"/{name}/ground_truth" if name else "/ground_truth" for name in names}
+        for name, topic in topics.items():
+            intake.subscribe(GroundTruth, topic, books[name].add, deep(EVENTS))
         ended = threading.Event()
         taker = threading.Thread(target=_take, args=(intake, ended), daemon=True)
         taker.start()
+        for name, topic in topics.items():
+            if fleet.node.count_publishers(topic):
+                books[name].opened(TRUTH_WAIT_S)
 
         def episode(robot: str, summary: Summary) -> None:
             # The truth about the last observation may come later: not waited for in the executor's thread.

@@ -29,6 +29,7 @@ from efm_ros.action_client import ActionClient
 from efm_ros.qos import EVENTS, LATCHED
 
 ACTION = "episodes/run"
+FOUND_WITHIN_S, TOLD_AFTER_S = 60.0, 5.0  # Robots that are being started.
 POLL_S = 0.1
 SILENCE_S = 15.0  # The status comes once a second; a node that is silent for so long is gone.
 ANSWER_S = 5.0
@@ -93,8 +94,8 @@ class FleetClient:
         if self._own_context:
             rclpy.try_shutdown()
 
-    def robots(self, wanted: Sequence[str], deadline_s: float) -> list[str]:
-        """Finds robots by their action `episodes/run`.
+    def robots(self, wanted: Sequence[str], deadline_s: float = FOUND_WITHIN_S) -> list[str]:
+        """Finds robots by their action `episodes/run`; what it waits for longer is told.
 
         Args:
             wanted: Namespaces without leading slash. Empty: all that can be found.
@@ -103,20 +104,25 @@ class FleetClient:
         Raises:
             WaitTimeout: One that is wanted, or any at all, was not found.
         """
-        deadline = time.monotonic() + deadline_s
+        began = time.monotonic()
         found: set[str] = set()
-        while time.monotonic() < deadline:
+        told = False
+        while time.monotonic() < began + deadline_s:
             names = [name for name, _ in get_action_names_and_types(self.node)]
             now = {name[: -len(ACTION)].strip("/") for name in names if name.endswith("/" + ACTION)}
             if (wanted and set(wanted) <= now) or (not wanted and now and now == found):
                 return list(wanted) or sorted(now)
             found = now
+            missing = [name for name in wanted if name not in found] or ["any robot"]
+            what = (
+                f"{deadline_s:g} s for the action {ACTION} of {', '.join(missing)}, found that of "
+                f"{sorted(found) or 'no robot'}; is the episode node running? (efm up collect)"
+            )
+            if not told and time.monotonic() > began + TOLD_AFTER_S:
+                self.node.get_logger().info(f"waits at most {what}")
+                told = True
             self._ending.wait(0.5)
-        missing = [name for name in wanted if name not in found] or ["any robot"]
-        raise WaitTimeout(
-            f"waited {deadline_s:g} s for the action {ACTION} of {', '.join(missing)}, found that of "
-            f"{sorted(found) or 'no robot'}; is the episode node running? (efm up collect)"
-        )
+        raise WaitTimeout(f"waited {what}")
 
     def run(self, robots: Sequence[str], wish: Wish, listener: Listener) -> list[EfmError]:
         """Runs the wished episodes on all robots at once, and gives the errors that ended a robot's share

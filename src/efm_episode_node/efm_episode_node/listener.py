@@ -74,6 +74,7 @@ class RobotListener:
         self._intake.take_clock()
         self._inputs: list[str] = []
         self._truth: Stream | None = None
+        self._truth_heard = False
         self._subscriptions: dict[str, Subscription] = {}
         self._embodiment = embodiment
         self._state_data = b""
@@ -107,13 +108,13 @@ class RobotListener:
         """Begins to take messages."""
         self._thread.start()
 
-    def missing(self, judged: bool) -> str:
+    def missing(self, judged: bool, end_on_truth: bool) -> str:
         """Names the topics and the clock that an episode needs and that do not arrive."""
         silent = [self._silent(topic) for topic in self._inputs]
         if judged:
             silent.append(self._silent("steps_to_go", " (is the reward node running and active?)"))
-        if self._truth is not None and self._node.count_publishers("ground_truth"):
-            silent.append(self._silent("ground_truth"))
+        if self._truth is not None and (end_on_truth or self._node.count_publishers("ground_truth")):
+            silent.append(self._silent_truth())
         if not self._now_ns():
             silent.append("topic /clock (use_sim_time is set, and nobody publishes it)")
         return ", ".join(filter(None, silent))
@@ -126,6 +127,14 @@ class RobotListener:
             hint = " (published, but not connected yet; if that lasts, its QoS does not match)"
         return f"topic {self._node.resolve_topic_name(topic)}{hint}"
 
+    def _silent_truth(self) -> str:
+        """Names the truth until a message of it came: we may know the simulator before it knows us."""
+        silent = self._silent("ground_truth")
+        self._truth_heard = self._truth_heard and not silent
+        if silent or self._truth_heard:
+            return silent
+        return f"a message on topic {self._node.resolve_topic_name('ground_truth')}"
+
     def measured(self) -> np.ndarray | None:
         """Gives where every action dimension is now, float64 [D]; None where that is not measured."""
         if not self._state_data or self._embodiment.state is None:
@@ -136,7 +145,7 @@ class RobotListener:
     def hear_truth(self, wanted: bool) -> None:
         """Subscribes to the simulator's truth, or no longer."""
         if wanted and self._truth is None:
-            self._truth = Stream("ground_truth", _type_name(GroundTruth))
+            self._truth, self._truth_heard = Stream("ground_truth", _type_name(GroundTruth)), False
             self._hear(GroundTruth, "ground_truth", self._on_truth, deep(EVENTS))
         elif not wanted and self._truth is not None:
             self._truth = None
@@ -219,6 +228,7 @@ class RobotListener:
         stream = self._truth
         if stream is None:
             return
+        self._truth_heard = True
         truth: GroundTruth = deserialize_message(data, GroundTruth)
         stamp_ns = stamp_to_ns(truth.header.stamp)
         self._recorder.put(stream, stamp_ns, data)

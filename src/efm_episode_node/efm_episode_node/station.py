@@ -95,7 +95,8 @@ class RobotStation:
     def missing(self, request: RunRequest) -> str:
         """Names what an episode needs and is not there."""
         actor = "" if request.actor == "external" else self.actors.missing(request.actor)
-        return ", ".join(filter(None, (self._reset.missing(), self._listener.missing(request.judged), actor)))
+        topics = self._listener.missing(request.judged, request.end_on_truth)
+        return ", ".join(filter(None, (self._reset.missing(), topics, actor)))
 
     def reset(self, seed: int, instruction: str) -> Scene:
         """Makes the scene ready."""

@@ -199,6 +199,21 @@ def test_missing_nodes_are_named_and_the_run_ends_at_the_deadline(stack):
     stack.until_phase(EpisodeStatus.PHASE_FAULT)
 
 
+def test_who_ends_episodes_on_the_truth_waits_for_it(stack):
+    stack.start_models(reward=False)
+    stack.start(
+        "sim",
+        "-m",
+        "efm_sim.main",
+        *("--ros-args", "-p", "world:=pointmass", "-p", 'robots:=["robot_1"]'),
+        *("-r", "/robot_1/ground_truth:=/robot_1/hidden"),
+    )
+    stack.start_episodes(ready_timeout_s=2.0)
+    result = stack.run(Mode.EVALUATE, end_on_truth=True)
+    assert result.reason == Reason.TIMEOUT
+    assert "for topic /robot_1/ground_truth" in result.message
+
+
 def test_a_killed_episode_node_leaves_no_half_episode_and_its_successor_goes_on(stack):
     stack.start_sim()
     stack.start_models(slow_s=0.3)
