@@ -35,7 +35,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.timeout(600)
 def test_the_report_counts_success_before_and_after_on_the_same_seeds(run):
     report = json.loads((run / "report.json").read_text())
     for name in ("before", "after"):
@@ -50,7 +49,6 @@ def test_the_report_counts_success_before_and_after_on_the_same_seeds(run):
     assert "http" not in page, "the page must show without a network"
 
 
-@pytest.mark.timeout(600)
 def test_practice_made_a_chain_of_bundles_from_the_robots_own_episodes(run):
     metrics = [json.loads(line) for line in (run / "practice" / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in metrics] == [1, 2]
@@ -66,7 +64,6 @@ def test_practice_made_a_chain_of_bundles_from_the_robots_own_episodes(run):
         assert read_summary(path).mode == Mode.PRACTICE
 
 
-@pytest.mark.timeout(600)
 def test_both_robots_practised_and_no_training_episode_holds_ground_truth(run):
     from rosbags.rosbag2 import Reader
 
@@ -78,7 +75,6 @@ def test_both_robots_practised_and_no_training_episode_holds_ground_truth(run):
     assert robots == {"robot_1", "robot_2"}
 
 
-@pytest.mark.timeout(600)
 def test_a_finished_demo_is_kept_when_another_begins(run):
     again = Demo(run, "pointmass", robots=2, seconds=3600.0, seed=1, recipe=TINY)
     assert list(run.parent.glob("run-*/report.json"))

@@ -20,7 +20,7 @@ from efm_core.spool import Spool
 from efm_learner.learner_node import LearnerNode
 from efm_msgs.msg import LearnerStatus, ModelInfo
 from efm_ros.qos import LATCHED, MODELS
-from efm_ros.testing import Spinner
+from efm_ros.testing import PATIENCE_S, Spinner
 from efm_ros.transfer import BackOff, BundleFetcher, EpisodeSender
 
 # Two iterations in four episodes of 12 decisions.
@@ -64,7 +64,7 @@ class Robot:
         """The newest status; an empty one before the first."""
         return self.statuses[-1] if self.statuses else LearnerStatus()
 
-    def until(self, what: str, condition: Any, timeout_s: float = 90.0) -> None:
+    def until(self, what: str, condition: Any, timeout_s: float = PATIENCE_S) -> None:
         """Spins until a condition on the newest status holds."""
         self.spinner.until(lambda: condition(self.status), f"{what}; last: {self.status}", timeout_s)
 

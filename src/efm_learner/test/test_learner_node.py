@@ -16,7 +16,6 @@ from efm_core.errors import Reason
 from efm_msgs.msg import LearnerStatus
 from efm_ros.testing import Spinner
 
-pytestmark = pytest.mark.timeout(400)
 WAITING, STOPPED = LearnerStatus.PHASE_WAITING, LearnerStatus.PHASE_STOPPED
 
 

@@ -106,7 +106,6 @@ def test_an_episode_that_somebody_removed_is_not_the_end_of_the_run(start, caplo
     assert "an episode that was taken in is lost" in caplog.text
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_run_ends_in_the_same_state(start, tmp_path, bundles, kills):
     """Its process is killed at random writes and at random times."""

@@ -146,7 +146,6 @@ def log_probs(network, episode, row):
     return list(torch.log_softmax(logits, -1)[0, 0, 0].numpy())
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "settings"), TRAINED)
 def test_it_trains_resumes_and_is_served_with_the_same_log_probabilities(kind, settings, folders, tmp_path):
     config = SftConfig(
