@@ -104,9 +104,11 @@ class Operator:
 
     def _ask(self, key: Key) -> None:
         wanted = {robot: not self._is_on(robot, key) for robot in self.selected}
-        if key.service == ESTOP:  # Of all, before any service is looked for.
+        if key.service == ESTOP:
+            # Who stops all robots may not release those that are stopped already.
+            wanted = dict.fromkeys(wanted, any(wanted.values()))
             for robot, on in wanted.items():
-                self._press_estop(robot, on)
+                self._press_estop(robot, on)  # Of all, before any service is looked for.
         for robot, on in wanted.items():
             self._call(robot, key, on)
 

@@ -250,6 +250,18 @@ def test_the_e_stop_of_all_robots_waits_for_no_service(world, run, spinner, monk
     assert set(heard) == {"robot_1", "robot_2"}
 
 
+def test_who_stops_all_robots_releases_none_that_is_stopped_already(run):
+    stopped, moving = RobotView(estop=True), RobotView()
+    operator = Operator(run(Node("operator")), {"robot_1": stopped, "robot_2": moving})
+    operator.press("e")
+    said = "".join(operator.said)
+    assert "robot_1: e-stop pressed" in said and "robot_2: e-stop pressed" in said
+    moving.estop = True
+    operator.press("e")
+    said = "".join(operator.said)
+    assert "robot_1: e-stop released" in said and "robot_2: e-stop released" in said
+
+
 def test_keys_that_are_typed_fast_all_count_and_arrows_do_not(monkeypatch):
     # A buffer had kept all but the first: the e-stop came only with the next key.
     ours, theirs = pty.openpty()
