@@ -123,10 +123,11 @@ def check_qos(snapshot: Snapshot) -> Iterator[Finding]:
                     continue
                 verdict, reason = qos_check_compatible(publisher.qos, subscriber.qos)
                 if verdict == QoSCompatibility.ERROR:
+                    why = reason.replace("ERROR: ", "").strip().rstrip(";")
                     yield Finding(
                         Level.WRONG,
                         name,
-                        f"{subscriber.node} cannot hear {publisher.node}: {reason.strip().rstrip(';')}",
+                        f"{subscriber.node} cannot hear {publisher.node}: {why}",
                         "change the QoS of one of them (qos_overrides of cameras and states are parameters)",
                     )
 

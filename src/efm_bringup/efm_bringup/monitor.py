@@ -21,6 +21,7 @@ from std_msgs.msg import Bool
 
 from efm_bringup.stacks import LEARNER
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStatus, StepsToGo
+from efm_ros.latched import newest_only
 from efm_ros.names import in_robot
 from efm_ros.qos import EVENTS, LATCHED
 
@@ -218,8 +219,8 @@ class FleetMonitor:
         if self._details:
             subscribe(StepsToGo, "steps_to_go", on_prediction, EVENTS)
             subscribe(ModelStatus, "model_status", on_model, LATCHED)
-            subscribe(Bool, "takeover", on_takeover, LATCHED)
-            subscribe(Bool, "estop", on_estop, LATCHED)
+            subscribe(Bool, "takeover", newest_only(on_takeover), LATCHED)
+            subscribe(Bool, "estop", newest_only(on_estop, urgent=lambda message: message.data), LATCHED)
 
     def _on_learner(self, message: LearnerStatus) -> None:
         self.learner = message

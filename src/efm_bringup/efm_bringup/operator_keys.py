@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import select
 import sys
 import termios
@@ -16,6 +18,7 @@ from typing import Any
 
 from rclpy.client import Client
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
@@ -23,8 +26,11 @@ from efm_bringup.monitor import RobotView
 from efm_msgs.msg import EpisodeStatus
 from efm_ros.qos import LATCHED
 
-PAUSE = "episodes/pause"
+PAUSE, ESTOP = "episodes/pause", "estop_set"
 ANSWERS = 3  # Lines of answers on the screen.
+FOUND_S = 1.0  # Longest that a service takes to be found at its first use.
+# Arrows and the like: a terminal sends them as several characters, of which none is meant.
+SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[@-~]|O.)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ KEYS: Mapping[str, Key] = {
     "g": Key("go", "episodes/start"),
     "x": Key("stop run", "episodes/stop"),
     "t": Key("take over/release", "takeover_set", lambda view: view.takeover),
-    "e": Key("E-STOP/release", "estop_set", lambda view: view.estop),
+    "e": Key("E-STOP/release", ESTOP, lambda view: view.estop),
 }
 HELP = " ".join(f"[{key}] {what.label}" for key, what in KEYS.items()) + " [1-9] robot [0] all [q] quit"
 
@@ -73,6 +79,7 @@ class Operator:
         self._node = node
         self._robots = robots
         self._clients: dict[tuple[str, str], Client] = {}
+        self._estops: dict[str, Publisher] = {}
         self._chosen: str | None = None
         self._pausing: set[str] = set()  # Robots that were asked to pause and may still act.
         self.said: deque[str] = deque(maxlen=ANSWERS)
@@ -83,35 +90,41 @@ class Operator:
         """See the class."""
         return list(self._robots) if self._chosen is None else [self._chosen]
 
-    def press(self, key: str) -> None:
-        """Does what a key stands for; unknown keys do nothing."""
-        if key == "q":
-            self.ended = True
-        elif key == "0":
-            self._chosen = None
-        elif key.isdigit() and int(key) <= len(self._robots):
-            self._chosen = list(self._robots)[int(key) - 1]
-        elif key in KEYS:
-            for robot in self.selected:
-                self._ask(robot, KEYS[key])
+    def press(self, keys: str) -> None:
+        """Does what keys stand for, in order; unknown ones do nothing."""
+        for key in keys:
+            if key == "q":
+                self.ended = True
+            elif key == "0":
+                self._chosen = None
+            elif key.isdigit() and int(key) <= len(self._robots):
+                self._chosen = list(self._robots)[int(key) - 1]
+            elif key in KEYS:
+                self._ask(KEYS[key])
 
-    def _ask(self, robot: str, key: Key) -> None:
+    def _ask(self, key: Key) -> None:
+        wanted = {robot: not self._is_on(robot, key) for robot in self.selected}
+        if key.service == ESTOP:
+            # Who stops all robots may not release those that are stopped already.
+            wanted = dict.fromkeys(wanted, any(wanted.values()))
+            for robot, on in wanted.items():
+                self._press_estop(robot, on)  # Of all, before any service is looked for.
+        for robot, on in wanted.items():
+            self._call(robot, key, on)
+
+    def _call(self, robot: str, key: Key, on: bool) -> None:
         name = f"/{robot}/{key.service}" if robot else f"/{key.service}"
         kind = Trigger if key.turned_on is None else SetBool
+        request = kind.Request() if key.turned_on is None else SetBool.Request(data=on)
+        if key.service == PAUSE:
+            (self._pausing.add if on else self._pausing.discard)(robot)
         client = self._clients.get((robot, key.service))
         if client is None:
             client = self._clients[robot, key.service] = self._node.create_client(kind, name)
-            client.wait_for_service(1.0)
-        request = kind.Request()
-        if key.turned_on is not None:
-            request.data = not self._is_on(robot, key)
-            if key.service == PAUSE:
-                (self._pausing.add if request.data else self._pausing.discard)(robot)
+            client.wait_for_service(FOUND_S)
         if client.service_is_ready():
             client.call_async(request).add_done_callback(partial(self._answered, robot, key))
-        elif key.service == "estop_set":
-            self._press_estop(robot, request.data)
-        else:
+        elif key.service != ESTOP:
             self._say(f"{robot}: {key.label}: nobody offers the service {name}")
 
     def _is_on(self, robot: str, key: Key) -> bool:
@@ -120,10 +133,12 @@ class Operator:
         return pausing or (key.turned_on is not None and key.turned_on(self._robots[robot]))
 
     def _press_estop(self, robot: str, on: bool) -> None:
-        """Without a policy node the e-stop is still heard by whoever listens to its topic."""
+        """Says it on the topic at once, which is heard without a policy node too; its service keeps it."""
         topic = f"/{robot}/estop" if robot else "/estop"
-        self._node.create_publisher(Bool, topic, LATCHED).publish(Bool(data=on))
-        self._say(f"{robot}: e-stop {'pressed' if on else 'released'} on {topic}, while this command runs")
+        if robot not in self._estops:
+            self._estops[robot] = self._node.create_publisher(Bool, topic, LATCHED)
+        self._estops[robot].publish(Bool(data=on))
+        self._say(f"{robot}: e-stop {'pressed' if on else 'released'} on {topic}")
 
     def _answered(self, robot: str, key: Key, future: Any) -> None:
         answer = future.result()
@@ -134,7 +149,7 @@ class Operator:
 
 
 class Keyboard:
-    """Single keys of a terminal, without Enter. Use as a context manager; leaves the terminal as it was."""
+    """Keys of a terminal, without Enter. Use as a context manager; leaves the terminal as it was."""
 
     def __enter__(self) -> Keyboard:
         self._file = sys.stdin.fileno()
@@ -148,6 +163,7 @@ class Keyboard:
         termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
 
     def read(self, timeout_s: float) -> str:
-        """Returns the next key; empty after the timeout."""
+        """Returns what was typed, as soon as there is something; empty after the timeout."""
         ready, _, _ = select.select([self._file], [], [], timeout_s)
-        return sys.stdin.read(1) if ready else ""
+        # Not through sys.stdin, whose buffer would keep all but the first of several keys.
+        return SEQUENCE.sub("", os.read(self._file, 64).decode(errors="ignore")) if ready else ""

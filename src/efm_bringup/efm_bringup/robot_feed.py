@@ -25,6 +25,7 @@ from efm_core.message_values import message_stamp_ns
 from efm_core.summary import Actor, Mode, Outcome
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, Instruction, PolicyStep, StepsToGo
 from efm_ros.conversion import stamp_to_ns, state_from_message
+from efm_ros.latched import newest_only
 from efm_ros.names import in_robot
 from efm_ros.qos import EVENTS, IMAGES, LATCHED
 
@@ -170,10 +171,11 @@ class RobotFeed:
 
     def _newest(self, kind: type, topic: str, qos: Any) -> _Newest:
         newest = _Newest(kind)
-        self._subscribe(kind, topic, newest.take, qos)
+        # Switches have several publishers.
+        self._subscribe(kind, topic, newest_only(newest.take) if kind is Bool else newest.take, qos)
         return newest
 
-    def _subscribe(self, kind: type, topic: str, take: Callable[[bytes], None], qos: Any) -> None:
+    def _subscribe(self, kind: type, topic: str, take: Callable[..., None], qos: Any) -> None:
         name = in_robot(self.robot, topic)
         self._subscriptions.append(self._node.create_subscription(kind, name, take, qos, raw=True))
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from efm_core.errors import BadRequest
+
+NAMESPACE = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,14 @@ class Values(dict[str, str]):
         return self[name] == "true"
 
     def integer(self, name: str) -> int:
-        """Returns a whole number; refuses anything else."""
+        """Returns a whole number of 0 or more; refuses anything else."""
         try:
-            return int(self[name])
+            number = int(self[name])
         except ValueError as error:
             raise BadRequest(f"{name}:={self[name]}: expected a whole number") from error
+        if number < 0:
+            raise BadRequest(f"{name}:={self[name]}: expected a whole number of 0 or more")
+        return number
 
     @property
     def robots(self) -> tuple[str, ...]:
@@ -111,6 +117,12 @@ class Values(dict[str, str]):
         names = tuple(name.strip().strip("/") for name in text.split(","))
         if len(set(names)) != len(names) or not all(names):
             raise BadRequest(f"robots:={text}: expected a number or different names with commas between")
+        for name in names:
+            if not NAMESPACE.fullmatch(name):
+                raise BadRequest(
+                    f"robots:={text}: expected a number, or names of letters, digits and _ that do not "
+                    f"begin with a digit, found {name!r}"
+                )
         return names
 
     @property
@@ -150,6 +162,11 @@ class Values(dict[str, str]):
                 f"{name}:={self[name]}: {result} names no such bundle; name the bundle's own folder"
             )
         return str(path / "bundles" / bundle)
+
+    def json_text(self, name: str) -> str:
+        """Returns a JSON argument as it was given; refuses anything but an object."""
+        self.json_object(name)
+        return self[name]
 
     def json_object(self, name: str) -> dict[str, object]:
         """Returns a JSON argument; refuses anything but an object."""

@@ -41,6 +41,7 @@ from efm_bringup.stack_arguments import (
 from efm_core.bundle import load_bundle
 from efm_core.embodiment import load_embodiment
 from efm_core.errors import BadRequest, nearest
+from efm_sim.world import require_family
 
 LEARNER = "/learner"
 BUNDLE_PARAMETERS = ("bundle", "policy", "reward", "verifier")
@@ -90,13 +91,13 @@ def simulation(values: Values) -> list[NodeSpec]:
             config="sim.yaml",
             parameters={
                 "world": values["world"],
-                "world_options": values["world_options"],
+                "world_options": values.json_text("world_options"),
                 "embodiment": values.embodiment,
                 "robots": list(values.robots),
                 "lockstep": values.flag("lockstep"),
                 "seed": values.integer("seed"),
                 "expert_style": values["expert_style"],
-                "expert_changes": values["expert_changes"],
+                "expert_changes": values.json_text("expert_changes"),
                 "autostart": values.flag("autostart"),
             },
         )
@@ -320,10 +321,16 @@ def check(nodes: Sequence[NodeSpec]) -> None:
     """Refuses what no node could start with, so that it is said once and not at every new start of a node.
 
     Raises:
+        BadRequest: There is no such world.
         EmbodimentInvalid: An embodiment is not there, or has faults.
         BundleUnknown: A bundle is not there.
         BundleInvalid: A folder is not that of a bundle.
     """
+    for world in {str(node.parameters["world"]) for node in nodes if "world" in node.parameters}:
+        try:
+            require_family(world)
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
     for embodiment in sorted({str(node.parameters.get("embodiment", "")) for node in nodes} - {""}):
         load_embodiment(embodiment)
     given = {str(node.parameters.get(name, "")) for node in nodes for name in BUNDLE_PARAMETERS}

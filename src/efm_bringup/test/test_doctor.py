@@ -237,7 +237,7 @@ FAULTS = [
         "interface",
     ),
     (lambda s: s.services.clear(), W, "/robot_1/reset", "nobody offers the reset", "start the simulator"),
-    (subscriber(CAMERA, "/viewer", IMAGE, COMMANDS), W, CAMERA, "/viewer cannot hear /driver", "QoS"),
+    (subscriber(CAMERA, "/viewer", IMAGE, COMMANDS), W, CAMERA, "cannot hear /driver: Best effort", "QoS"),
     (subscriber(STATE, "/late", JOINTS, LATCHED), W, STATE, "/late cannot hear /driver", "QoS"),
     (silent, W, "/robot_1/episodes", "said nothing on /diagnostics for 3 s", "see its log"),
     (

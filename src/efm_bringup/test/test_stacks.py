@@ -11,7 +11,7 @@ import yaml
 from rclpy import node as rclpy_node
 from rclpy.lifecycle import node as lifecycle
 
-from efm_bringup.stacks import STACKS, NodeSpec, nodes_of, read_arguments
+from efm_bringup.stacks import STACKS, NodeSpec, check, nodes_of, read_arguments
 from efm_bringup.up_command import parse_assignments
 from efm_core.errors import BadRequest
 
@@ -132,6 +132,12 @@ def test_required_parameters_are_given(node):
         ("collect", {"robots": "0"}, "robots:=0: expected 1 to 64 robots"),
         ("collect", {"robots": "left,left"}, "expected a number or different names"),
         ("collect", {"robots": "left,"}, "expected a number or different names"),
+        ("collect", {"robots": "robot-1"}, "found 'robot-1'"),
+        ("collect", {"robots": "left,2.5"}, "found '2.5'"),
+        ("collect", {"robots": "-1"}, "found '-1'"),
+        ("collect", {"seed": "-1"}, "seed:=-1: expected a whole number of 0 or more"),
+        ("collect", {"world_options": "{bad"}, "world_options:={bad: expected a JSON object: "),
+        ("simulation", {"expert_changes": "[]"}, "expert_changes:=[]: expected a JSON object"),
         ("collect", {"seed": "one"}, "seed:=one: expected a whole number"),
         ("collect", {"simulated": "false"}, "simulated:=false needs embodiment:="),
         ("evaluate", {}, "needs reward:=FOLDER"),
@@ -164,6 +170,12 @@ def test_a_result_that_was_cut_off_is_told(tmp_path):
         nodes_of("evaluate", {"policy": str(tmp_path), "reward": str(tmp_path)})
 
 
+@pytest.mark.parametrize("given", [{"world": "mars"}, {"world": "mars:red", "embodiment": "pointmass"}])
+def test_a_world_that_is_not_there_is_refused_before_nodes_are_started(given):
+    with pytest.raises(BadRequest, match="unknown world 'mars.*; choices: pointmass; table; "):
+        check(nodes_of("collect", given))
+
+
 def test_assignments_are_of_one_form():
     assert parse_assignments(["a:=1", "b:=x:=y", "c:="]) == {"a": "1", "b": "x:=y", "c": ""}
     for text in ("a=1", ":=1", "word"):
@@ -178,6 +190,7 @@ def test_a_fleet_is_made_by_namespace():
     assert robots("2") == ("robot_1", "robot_2")
     assert robots("left, right/") == ("left", "right")
     assert robots("/") == ("",)
+    assert robots("hall/left,hall/right") == ("hall/left", "hall/right")
     nodes = nodes_of("collect", {"robots": "left,right", "spool": "/data"})
     episodes = [node for node in nodes if node.name == "episodes"]
     assert [node.namespace for node in episodes] == ["/left", "/right"]

@@ -14,7 +14,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from efm_bringup.monitor import FleetMonitor, RobotView
-from efm_bringup.operator_keys import HELP, KEYS, Operator
+from efm_bringup.operator_keys import HELP, KEYS, Keyboard, Operator
 from efm_bringup.watch_table import (
     LEARNER_PHASES,
     MODEL_STATES,
@@ -229,6 +229,50 @@ def test_the_e_stop_works_without_a_policy_node(world, run, spinner):
     operator.press("e")
     spinner.until(lambda: heard, "the e-stop")
     assert heard[0].data is True
+
+
+def test_the_e_stop_of_all_robots_waits_for_no_service(world, run, spinner, monkeypatch):
+    # Each robot without a policy node had delayed the e-stop of the next by a second.
+    heard = []
+    for name in ("robot_1", "robot_2"):
+        world.create_subscription(
+            Bool, f"/{name}/estop", lambda message, name=name: heard.append(name), LATCHED
+        )
+    node = run(Node("operator"))
+    made = node.create_client
+
+    def making_a_client(*arguments):
+        spinner.until(lambda: set(heard) == {"robot_1", "robot_2"}, "the e-stop of both")
+        return made(*arguments)
+
+    monkeypatch.setattr(node, "create_client", making_a_client)
+    Operator(node, {"robot_1": RobotView(), "robot_2": RobotView()}).press("e")
+    assert set(heard) == {"robot_1", "robot_2"}
+
+
+def test_who_stops_all_robots_releases_none_that_is_stopped_already(run):
+    stopped, moving = RobotView(estop=True), RobotView()
+    operator = Operator(run(Node("operator")), {"robot_1": stopped, "robot_2": moving})
+    operator.press("e")
+    said = "".join(operator.said)
+    assert "robot_1: e-stop pressed" in said and "robot_2: e-stop pressed" in said
+    moving.estop = True
+    operator.press("e")
+    said = "".join(operator.said)
+    assert "robot_1: e-stop released" in said and "robot_2: e-stop released" in said
+
+
+def test_keys_that_are_typed_fast_all_count_and_arrows_do_not(monkeypatch):
+    # A buffer had kept all but the first: the e-stop came only with the next key.
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        with Keyboard() as keyboard:
+            for typed, meant in (("2e", "2e"), ("\x1b[A\x1b[3~\x1b[1;5Cp", "p"), ("\x1bOP\x1bOPq", "q")):
+                os.write(ours, typed.encode())
+                assert keyboard.read(PATIENCE_S) == meant
+            assert keyboard.read(0.0) == ""
+    os.close(ours)
 
 
 def telling(robot, **fields):

@@ -36,6 +36,7 @@ from efm_episode_node.station import RobotStation
 from efm_episode_node.status import StatusBoard
 from efm_msgs.action import RunEpisodes
 from efm_msgs.msg import LearnerStatus, ModelStatus
+from efm_ros.latched import newest_only
 from efm_ros.lifecycle import ERROR, OK, WARN, EfmLifecycleNode
 from efm_ros.names import robot_label
 from efm_ros.qos import LATCHED
@@ -178,7 +179,8 @@ class EpisodeNode(EfmLifecycleNode):
             keep.callback(self.destroy_service, service)
         service = self.create_service(SetBool, "episodes/pause", self._pause)
         keep.callback(self.destroy_service, service)
-        estop = self.create_subscription(Bool, "estop", self._on_estop, LATCHED)
+        heard = newest_only(self._on_estop, urgent=lambda message: message.data)
+        estop = self.create_subscription(Bool, "estop", heard, LATCHED)
         keep.callback(self.destroy_subscription, estop)
         if self.parameters.learner:
             status = self.create_subscription(LearnerStatus, self._learner_topic, self._on_learner, LATCHED)

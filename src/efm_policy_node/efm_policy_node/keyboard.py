@@ -135,10 +135,15 @@ def main(args: Sequence[str] | None = None) -> int:
         publisher.publish(message)
         rclpy.spin_once(node, timeout_sec=0.0)
 
+    def show(meaning: str) -> None:
+        if not publisher.get_subscription_count():
+            meaning += f" (nobody listens on {publisher.topic_name}: is the teleop node running?)"
+        print(f"\r\x1b[K  {meaning}", end="", flush=True)
+
     print(HELP + f"  publishing on {publisher.topic_name}\n", flush=True)
     try:
         tty.setcbreak(sys.stdin)
-        run(_read, publish, lambda text: print(f"\r\x1b[K  {text}", end="", flush=True))
+        run(_read, publish, show)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -26,27 +26,12 @@ from efm_ros.commands import Command, CommandChannel, decode_command, message_ty
 from efm_ros.conversion import ns_to_stamp
 from efm_ros.inputs import RobotInputs
 from efm_ros.intake import Intake
+from efm_ros.latched import newest_only
 from efm_ros.names import in_robot, robot_label
 from efm_ros.qos import COMMANDS, EVENTS, LATCHED
 
 COMPLAINT_PERIOD_S = 1.0
 FLUSH_S = 0.3  # A robot that has gone confirms nothing; the last command is not worth more waiting.
-
-
-def newest_only(take: Callable[[Any], None]) -> Callable[[Any, dict[str, int]], None]:
-    """Gives a callback for a latched topic with several publishers: what was published last counts.
-
-    A late joiner gets the last message of each of them, in any order.
-    """
-    newest_ns = 0
-
-    def callback(message: Any, info: dict[str, int]) -> None:
-        nonlocal newest_ns
-        if info["source_timestamp"] >= newest_ns:
-            newest_ns = info["source_timestamp"]
-            take(message)
-
-    return callback
 
 
 class RobotIo:
@@ -187,7 +172,10 @@ class RobotIo:
 
     def _listen(self, name: str, turn: Callable[[bool], None]) -> None:
         """Follows a latched Bool topic."""
-        take = newest_only(lambda message: self._turned(name, turn, message.data))
+        take = newest_only(
+            lambda message: self._turned(name, turn, message.data),
+            urgent=lambda message: name == "estop" and message.data,
+        )
         subscription = self._node.create_subscription(Bool, in_robot(self.robot, name), take, LATCHED)
         self._owned.append((self._node.destroy_subscription, subscription))
 

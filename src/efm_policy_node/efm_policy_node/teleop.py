@@ -28,11 +28,12 @@ from efm_policy_node.commanders import Rivals
 from efm_policy_node.diagnosis import diagnose_robot
 from efm_policy_node.inference import BatchInference, Checks, Pilot
 from efm_policy_node.loop_ports import ActGoal, ActRefused, Ending, LoopSettings
-from efm_policy_node.robot_io import RobotIo, newest_only
+from efm_policy_node.robot_io import RobotIo
 from efm_policy_node.steering import Pad, Steering, Switches
 from efm_ros.commands import encode_command, message_type
 from efm_ros.conversion import stamp_to_ns
 from efm_ros.intake import Intake
+from efm_ros.latched import newest_only
 from efm_ros.lifecycle import OK, EfmLifecycleNode, NodeParameters
 from efm_ros.parameters import param
 from efm_ros.qos import COMMANDS, LATCHED

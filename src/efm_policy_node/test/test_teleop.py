@@ -1,5 +1,12 @@
 """The real teleop node in a process: demonstrations by messages and by gamepad, and the buttons."""
 
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -14,6 +21,7 @@ from efm_core.errors import Reason
 from efm_core.summary import Actor
 from efm_msgs.action import Act
 from efm_ros.qos import COMMANDS, LATCHED
+from efm_ros.testing import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +130,29 @@ def test_at_a_takeover_the_gamepad_speaks_to_the_policy_node(cell):
     assert heard[0][0] == pytest.approx(cell.robot.state[0], abs=0.1)
     cell.until(lambda: push(1.0)[-1][1] < heard[0][1], "the person's wish to change")
     takeover.publish(Bool(data=False))
+
+
+def test_the_keyboard_says_when_nobody_hears_its_keys():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "efm_policy_node.keyboard", "--ros-args", "-r", "__ns:=/nobody"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown, deadline = b"", time.monotonic() + PATIENCE_S
+    try:
+        while b"publishing on" not in shown and time.monotonic() < deadline:
+            shown += os.read(ours, 4096)
+        while b"nobody listens on /nobody/joy" not in shown and time.monotonic() < deadline:
+            os.write(ours, b" ")
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+    assert (
+        b"EMERGENCY STOP, and release (nobody listens on /nobody/joy: is the teleop node running?)" in shown
+    )

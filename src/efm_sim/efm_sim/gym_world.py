@@ -156,7 +156,10 @@ def make(
     if render:
         arguments["render_mode"] = "rgb_array"
     # -1 takes the time limit away: the caller ends episodes.
-    environment = gymnasium.make(task, max_episode_steps=-1, **arguments)
+    try:
+        environment = gymnasium.make(task, max_episode_steps=-1, **arguments)
+    except gymnasium.error.Error as error:  # An id that is unknown or too old, or a package that is missing.
+        raise ValueError(f"gym:{task}: {error}") from error
     registered = gymnasium.spec(task).max_episode_steps or DEFAULT_MAX_STEPS * action_repeat
     rate_hz = rate_hz or float(environment.metadata.get("render_fps") or DEFAULT_RATE_HZ)
     low, high = action_bounds(environment.action_space, task)

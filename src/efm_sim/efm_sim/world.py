@@ -214,11 +214,8 @@ def make_world(name: str, **options: object) -> World:
         ImportError: The world needs a package that is not installed; the message says which.
     """
     family, _, task = name.partition(":")
+    require_family(name)
     factory = _factory(family)
-    if factory is None:
-        near = difflib.get_close_matches(family, world_names(), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown world {name!r}{hint}; choices: {'; '.join(world_names().values())}")
     parameters = inspect.signature(factory).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     unknown = [option for option in options if option not in parameters]
@@ -228,11 +225,23 @@ def make_world(name: str, **options: object) -> World:
     return factory(task, **options)
 
 
-def _factory(family: str) -> WorldFactory | None:
+def require_family(name: str) -> None:
+    """Checks what stands before the colon of a world's name, without making the world.
+
+    Raises:
+        ValueError: It is unknown; the message lists the choices.
+    """
+    family, known = name.partition(":")[0], world_names()
+    if family not in known:
+        near = difflib.get_close_matches(family, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown world {name!r}{hint}; choices: {'; '.join(known.values())}")
+
+
+def _factory(family: str) -> WorldFactory:
     if family in BUILT_IN:
         module, _, attribute = BUILT_IN[family][0].partition(":")
         return getattr(importlib.import_module(module), attribute)
-    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == family:
-            return entry.load()
-    return None
+    return next(
+        entry for entry in metadata.entry_points(group=ENTRY_POINT_GROUP) if entry.name == family
+    ).load()

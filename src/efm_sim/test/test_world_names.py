@@ -18,6 +18,12 @@ def test_unknown_names_and_options_list_the_choices():
         make_world("pointmass:fast")
 
 
+def test_an_id_that_gymnasium_does_not_know_is_told_in_its_words():
+    pytest.importorskip("gymnasium", reason="Gymnasium is not installed")
+    with pytest.raises(ValueError, match="gym:Pendulun-v1: .*Did you mean: `Pendulum`"):
+        make_world("gym:Pendulun-v1")
+
+
 def test_a_world_of_another_package_is_found_by_its_entry_point(monkeypatch):
     mine = EntryPoint("mine", "efm_sim.pointmass:make", ENTRY_POINT_GROUP)
     monkeypatch.setattr(world_module.metadata, "entry_points", lambda group: [mine])
