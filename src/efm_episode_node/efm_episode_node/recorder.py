@@ -30,13 +30,11 @@ from efm_core.errors import EfmError, EpisodeInvalid, WaitTimeout
 from efm_core.summary import EndReason, Mode, Summary
 
 SECOND_NS = 1_000_000_000
-CLOCK_JUMP_NS = (
-    SECOND_NS  # A stamp that is older than the last one by more was made by a clock that was set back.
-)
+# A stamp that is older than the last one by more was made by a clock that was set back.
+CLOCK_JUMP_NS = SECOND_NS
 SILENCE_S = 1.0  # An input may be older than its own limit by so much before the episode is given up.
-PNG_LARGEST_PX = (
-    128 * 128
-)  # Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
+# Up to here exact pictures cost little; beyond, JPEG is several times smaller and faster.
+PNG_LARGEST_PX = 128 * 128
 LAST_STATE_S = 5.0  # For the inputs of an episode's last observation to come.
 # Messages are gathered for so long: to be woken for each of them costs more than to write it.
 GATHER_S = 0.02
