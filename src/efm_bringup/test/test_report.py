@@ -25,11 +25,10 @@ REPORT = {
     "demonstrations": 4,
     **dict.fromkeys(("before", "after", "before_greedy", "after_greedy"), ROW),
     "detector": {"threshold": 2.0, "hold": 1},
-    "practice": {
-        "iterations": 1, "updates": 1, "episodes": 1, "steps": 9, "refused": 0, "idle_share": 0.1, "message": ""
-    },
+    "practice": {"iterations": 1, "updates": 1, "episodes": 1, "steps": 9, "refused": 0, "idle_share": 0.1}
+    | {"message": ""},
     "seconds": {"collect": 60.0},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
