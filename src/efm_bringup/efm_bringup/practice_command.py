@@ -28,6 +28,7 @@ from efm_msgs.msg import LearnerStatus
 
 START_DEADLINE_S = 300.0  # On a busy machine a learner takes minutes to load; one that dies ends the wait.
 ATTACH_DEADLINE_S = 60.0
+COMPANY_S = 3.0  # A learner that runs tells of itself every second.
 POLL_S = 0.5
 
 
@@ -49,6 +50,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--attach", action="store_true", help="start nothing; watch the stack that runs")
     parser.add_argument("arguments", nargs="*", metavar="name:=value", help="further arguments of the stack")
     options = parser.parse_args(argv)
+    if not 0 <= options.minutes < float("inf") or options.iterations < 0:
+        parser.error(
+            "--minutes and --iterations: expected numbers of 0 or more, found "
+            f"{options.minutes} and {options.iterations}"
+        )
     arguments = arguments_of(options)
     result = practise(arguments, options.minutes * 60.0, attach=options.attach)
     print(
@@ -99,14 +105,16 @@ def practise(
 
     Raises:
         WaitTimeout: The learner or the robots did not come up.
+        BadRequest: Another learner is there, whose numbers would be taken for this run's.
     """
     values = read_arguments(STACKS["practice"], arguments)
     run = Path(values.path("run"))
     with contextlib.ExitStack() as stack:
         group = None
-        if not attach:
-            group = stack.enter_context(ProcessGroup(nodes_of("practice", arguments), run / "logs"))
         monitor = stack.enter_context(FleetMonitor(values.robots))
+        if not attach:
+            refuse_company(monitor, COMPANY_S)
+            group = stack.enter_context(ProcessGroup(nodes_of("practice", arguments), run / "logs"))
         deadline_s = ATTACH_DEADLINE_S if attach else START_DEADLINE_S
         hint = "is the stack up? (efm up practice)" if attach else f"what it does is in {run / 'logs'}"
         wait_for(lambda: monitor.learner is not None, f"the learner's status; {hint}", deadline_s, group)
@@ -151,6 +159,22 @@ def practise(
     }
     replace_json(run / "result.json", result)
     return result
+
+
+def refuse_company(monitor: FleetMonitor, seconds: float) -> None:
+    """Returns after some seconds in which no learner was heard.
+
+    Raises:
+        BadRequest: One was.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if monitor.learner is not None:
+            raise BadRequest(
+                "expected no learner in this ROS domain yet, found one, of another run or one that is just "
+                "ending; wait for its end, watch it with --attach, or choose another ROS_DOMAIN_ID"
+            )
+        time.sleep(POLL_S / 10)
 
 
 def _stopped(monitor: FleetMonitor) -> bool:

@@ -47,18 +47,23 @@ def write_report(run: Path) -> Path:
         run: Folder with `report.json`, `practice/metrics.jsonl` and `evaluations/`.
 
     Raises:
-        BadRequest: The folder has no `report.json`.
+        BadRequest: The folder is not that of a finished demo, or a file in it is damaged.
     """
     source = run / "report.json"
     if not source.is_file():
-        raise BadRequest(f"expected {source}, found nothing; `efm demo` writes it at its end")
-    report = json.loads(source.read_text())
-    parts = [
-        f"<h1>Practice in {html.escape(report['world'])}</h1>",
-        _lead(report),
-        _table(report),
-        "<h2>Practice</h2>",
-        _practice_text(report),
+        raise BadRequest(f"expected {source}, {_instead(run)}")
+    report = _read(source)
+    try:
+        parts = [
+            f"<h1>Practice in {html.escape(report['world'])}</h1>",
+            _lead(report),
+            _table(report),
+            "<h2>Practice</h2>",
+            _practice_text(report),
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        raise _damaged(source, f"{type(error).__name__}: {error}") from error
+    parts += [
         _picture(_curves(_metrics(run)), "practice by iteration"),
         "<h2>Episodes</h2>",
         *_films(run),
@@ -68,6 +73,37 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     replace_file(path, page.encode())
     return path
+
+
+def _instead(run: Path) -> str:
+    """Says what a folder is that is none of a finished demo, and what to do."""
+    if (run / "journal.jsonl").is_file():
+        return (
+            "which efm demo writes, found a practice run; its numbers are in result.json and metrics.jsonl, "
+            "and efm evaluate measures its policies"
+        )
+    if (run / "stages").is_dir():
+        return "found a demo that has not come to its end; start it again, and it goes on"
+    found = "a folder without it" if run.is_dir() else "a file" if run.exists() else "no such folder"
+    return f"found {found}; name the folder of a demo, such as runs/demo"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns a file's JSON object."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, type(found).__name__)
+    return found
+
+
+def _damaged(path: Path, found: str) -> BadRequest:
+    return BadRequest(
+        f"{path}: expected what efm demo wrote there, as JSON, found it missing or damaged ({found}); remove "
+        "it and report.json and start the demo again, which makes both anew"
+    )
 
 
 def _lead(report: dict[str, Any]) -> str:
@@ -108,7 +144,7 @@ def _practice_text(report: dict[str, Any]) -> str:
     minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in report["seconds"].items())
     text = (
         f"{practice['iterations']} iterations, {practice['updates']} updates, {practice['steps']} control "
-        f"steps, {practice['refused']} episodes refused as stale; the learner waited for robots "
+        f"steps, {practice['refused']} episodes refused, mostly as stale; the learner waited for robots "
         f"{practice['idle_share']:.0%} of the time. Success: at most {detector['threshold']:.2f} predicted "
         f"steps to go, {detector['hold']} observations in a row. Minutes: {minutes}."
     )
@@ -120,7 +156,13 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "practice" / "metrics.jsonl"
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise BadRequest(
+            f"{path}: expected JSON in every line, found: {error}; repair or remove that line"
+        ) from error
 
 
 def _curves(metrics: Sequence[dict[str, Any]]) -> plt.Figure:
@@ -148,9 +190,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> plt.Figure:
 
 def _films(run: Path) -> list[str]:
     """Episodes before and after practice on the same seeds: frames or paths, and d over time."""
-    first, last = (
-        json.loads((run / "stages" / f"{name}.json").read_text())["policy"] for name in ("before", "after")
-    )
+    first, last = (_read(run / "stages" / f"{name}.json").get("policy", "") for name in ("before", "after"))
     found: dict[str, dict[int, Path]] = {first: {}, last: {}}
     for folder in sorted(
         episode

@@ -15,8 +15,7 @@ from rich.text import Text
 
 from efm_core.bundle import Bundle, load_bundle
 from efm_core.embodiment import load_embodiment
-from efm_core.episode_file import list_episodes
-from efm_core.errors import EfmError, EpisodeInvalid
+from efm_core.errors import EfmError
 from efm_core.external_data import MODEL_FILE, check_external_data
 from efm_core.manifest import leaves
 
@@ -122,16 +121,10 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
 def _convert(arguments: argparse.Namespace, console: Console) -> int:
     from efm_core.conversion import convert_bundle
 
-    episodes = list_episodes(arguments.episodes)
-    if not episodes:
-        raise EpisodeInvalid(
-            f"{arguments.episodes}: expected recorded episodes to compare on, found none; give the folder "
-            "that the bundle was trained on"
-        )
     made = convert_bundle(
         load_bundle(arguments.bundle),
         arguments.to,
-        episodes,
+        arguments.episodes,
         arguments.out,
         frames=arguments.frames,
         least_agreement=arguments.least_agreement,

@@ -22,15 +22,14 @@ from typing import Any
 import numpy as np
 
 from efm_core.bundle import Bundle, write_bundle
-from efm_core.episode import observations_of, read_episode
+from efm_core.episode import list_episodes, observations_of, read_episode
 from efm_core.errors import BadRequest, BundleUnusable, EfmError, EpisodeInvalid
-from efm_core.external_data import DATA_FILE, MODEL_FILE, check_external_data
+from efm_core.external_data import DATA_FILE, MODEL_FILE, WEIGHTS_FILE, check_external_data
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.steps_to_go import StepsToGoBins, combine
 
 PRECISIONS = ("fp16", "int8")
-WEIGHTS_FILE = "model.safetensors"
 EPISODES_READ = 32  # At most; the frames are spread over them.
 BATCH = 64
 
@@ -38,7 +37,7 @@ BATCH = 64
 def convert_bundle(
     bundle: Bundle,
     precision: str,
-    episodes: Sequence[Path],
+    episodes: Path | str,
     out_dir: Path | str,
     *,
     frames: int = 256,
@@ -49,7 +48,7 @@ def convert_bundle(
     Args:
         bundle: To convert; it becomes the new one's parent.
         precision: One of `PRECISIONS`.
-        episodes: Folders of recorded episodes of the bundle's embodiment.
+        episodes: Folder of recorded episodes of the bundle's embodiment.
         out_dir: Folder that the new bundle's own folder is made in.
         frames: Observations to compare on, about.
         least_agreement: Least share of action tokens, and of verdicts of success, that must be the same.
@@ -65,7 +64,7 @@ def convert_bundle(
             f"[0, 1], found {precision!r}, {frames} and {least_agreement}"
         )
     check_external_data(bundle)
-    seen = _frames(bundle, episodes, frames)
+    seen = _frames(bundle, Path(episodes), frames)
     names = bundle.manifest.files.keys() - {MODEL_FILE, DATA_FILE, WEIGHTS_FILE}
     files: dict[str, bytes | Path] = {name: bundle.file(name) for name in names}
     parity = {"source": "episode frames", "samples": len(seen), "precision": precision, "against": bundle.id}
@@ -85,10 +84,11 @@ def convert_bundle(
         return write_bundle(out_dir, dataclasses.replace(manifest, parity={**parity, **found}), files)
 
 
-def _frames(bundle: Bundle, episodes: Sequence[Path], frames: int) -> list[tuple[Observation, str]]:
+def _frames(bundle: Bundle, folder: Path, frames: int) -> list[tuple[Observation, str]]:
     """Returns observations with their instructions, spread over the episodes."""
+    episodes = list_episodes(folder)
     spread = np.unique(np.linspace(0, max(0, len(episodes) - 1), EPISODES_READ).astype(int))
-    chosen = [episodes[index] for index in spread] if len(episodes) else []
+    chosen = [episodes[index] for index in spread] if episodes else []
     wanted = -(-frames // max(1, len(chosen)))
     found: list[tuple[Observation, str]] = []
     faults: list[str] = []
@@ -99,11 +99,12 @@ def _frames(bundle: Bundle, episodes: Sequence[Path], frames: int) -> list[tuple
         except EfmError as error:
             faults.append(str(error))
             continue
-        for row in np.unique(np.linspace(0, len(episode) - 1, wanted).astype(int)):
+        rows = np.linspace(0, len(episode) - 1, min(wanted, len(episode)))
+        for row in np.unique(rows.astype(int)):
             found += [(item, episode.instruction) for item in observations_of(episode, row, row + 1)]
     if not found:
         raise EpisodeInvalid(
-            f"convert: expected recorded episodes to compare on, found {'; '.join(faults) or 'none'}; "
+            f"{folder}: expected recorded episodes to compare on, found {'; '.join(faults) or 'none'}; "
             "give the folder that the bundle was trained on"
         )
     return found

@@ -17,6 +17,8 @@ from efm_core.errors import BundleInvalid, BundleUnusable
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+# The same weights by their names, for those who train on.
+WEIGHTS_FILE = "model.safetensors"
 
 # Weights up to this lie in the ONNX file itself; the rest of its 2 GiB is for the graph.
 ONE_FILE_BYTES = 2_000_000_000

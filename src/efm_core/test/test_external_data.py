@@ -97,7 +97,7 @@ def test_weights_from_elsewhere_are_refused_by_all_that_open_a_model(
     with pytest.raises(BundleInvalid, match=words):
         OnnxModel(made)
     with pytest.raises(BundleInvalid, match=words):
-        convert_bundle(made, "int8", [], tmp_path / "converted")
+        convert_bundle(made, "int8", tmp_path, tmp_path / "converted")
     assert main(["check", str(made.path)]) == 1
     assert "takes weights from" in capsys.readouterr().out
 

@@ -32,8 +32,9 @@ STOP_S = 15.0
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0 when all episodes were recorded."""
     options = parse(argv)
+    wish = wish_of(options)
     with started_stack(options) as robots:
-        return collect(options, robots)
+        return collect(wish, robots)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,7 +70,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
+def wish_of(options: argparse.Namespace) -> Wish:
+    """Returns what the options ask robots for.
+
+    Raises:
+        BadRequest: A number is out of range.
+    """
+    return Wish(
+        mode=int(Mode[options.mode.upper()]),
+        episodes=options.episodes,
+        instructions=tuple(options.instruction),
+        max_steps=options.max_steps,
+        seed=options.seed,
+        actor=options.actor,
+    )
+
+
+def collect(wish: Wish, robots: Sequence[str]) -> int:
     """Runs the episodes on robots that are there."""
     outcomes: Counter[Outcome] = Counter()
     steps = 0
@@ -77,7 +94,7 @@ def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
     began = time.monotonic()
     with (
         FleetClient("efm_collect") as fleet,
-        tqdm(total=options.episodes, unit="episode", file=sys.stdout, mininterval=0.5) as bar,
+        tqdm(total=wish.episodes, unit="episode", file=sys.stdout, mininterval=0.5) as bar,
     ):
 
         def episode(robot: str, summary: Summary) -> None:
@@ -95,14 +112,6 @@ def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
             bar.write(f"{robot or 'robot'}: {text}", file=sys.stdout)
 
         names = fleet.robots(robots)
-        wish = Wish(
-            mode=int(Mode[options.mode.upper()]),
-            episodes=options.episodes,
-            instructions=tuple(options.instruction),
-            max_steps=options.max_steps,
-            seed=options.seed,
-            actor=options.actor,
-        )
         errors = fleet.run(names, wish, Listener(episode, words))
     number = sum(outcomes.values())
     print(
@@ -112,7 +121,7 @@ def collect(options: argparse.Namespace, robots: Sequence[str]) -> int:
     )
     for error in errors:
         print(f"efm collect: {error}", file=sys.stderr)
-    return 0 if number >= options.episodes and not errors else 1
+    return 0 if number >= wish.episodes and not errors else 1
 
 
 def stack_arguments(options: argparse.Namespace) -> list[str]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import io
 import math
+import os
 import sys
 import threading
 import time
@@ -27,7 +29,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from efm_core.errors import BadRequest
-from efm_core.files import replace_json
+from efm_core.files import replace_file, replace_json
 from efm_core.statistics import wilson_interval
 from efm_core.summary import Mode, Outcome, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
@@ -180,9 +182,14 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
 
     Raises:
         WaitTimeout: A robot was not found.
+        BadRequest: The wish is none of an evaluation, or `out` cannot be written.
     """
     if wish.mode != Mode.EVALUATE or not wish.seed:
         raise BadRequest("expected mode EVALUATE and a seed")
+    if out is not None:  # Now, and not when all has been measured.
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise BadRequest(f"{out}: expected a folder that can be written to; choose another --out")
     rows: list[Row] = []
     summaries: list[Summary] = []
     waiting: list[threading.Thread] = []
@@ -226,26 +233,28 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
         intake.close()
     report = _report(sorted(rows, key=lambda row: (row.seed, row.episode)), summaries, wish, names)
     report |= {"wall_seconds": time.monotonic() - began, "errors": [str(error) for error in errors]}
+    if not quiet:
+        show(report)
     if out is not None:
         write(report, out)
-    if not quiet:
-        show(report, out)
+        if not quiet:
+            print(f"written to {out}")
     return report
 
 
 def write(report: dict[str, Any], out: Path) -> None:
     """Writes evaluation.csv and evaluation.json."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for row in report["rows"]:
-            cells = {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
-            writer.writerow(cells | {"seconds": f"{row['seconds']:.3f}"})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for row in report["rows"]:
+        cells = {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
+        writer.writerow(cells | {"seconds": f"{row['seconds']:.3f}"})
+    replace_file(out / "evaluation.csv", text.getvalue().encode())
     replace_json(out / "evaluation.json", report, indent=1)
 
 
-def show(report: dict[str, Any], out: Path | None) -> None:
+def show(report: dict[str, Any]) -> None:
     """Prints the table."""
     table = Table(title=f"{report['episodes']} episodes, seeds {report['seeds'][0]} to {report['seeds'][1]}")
     for column in ("", "episodes", "share", "95 % interval"):
@@ -265,7 +274,7 @@ def show(report: dict[str, Any], out: Path | None) -> None:
     console.print(table)
     console.print(
         f"mean steps {report['mean_steps']:.1f}, policy {report['policy_bundle_ids'] or 'unknown'}, "
-        f"{_sampling(report['temperature'])}" + (f"; written to {out}" if out is not None else "")
+        f"{_sampling(report['temperature'])}"
     )
 
 

@@ -35,12 +35,18 @@ SILENCE_S = 15.0  # The status comes once a second; a node that is silent for so
 ANSWER_S = 5.0
 UNANSWERED_GOALS = 6
 CANCEL_S = 10.0
+# Greater numbers are slips of the hand; episode i of all has the seed `seed + i`.
+MOST_EPISODES, MOST_STEPS, MOST_SEED, MOST_TEMPERATURE = 10**6, 10**6, 2**63 - 1, 1000.0
 LATE_S = 5.0  # Summaries travel on a topic of their own and may come after the action's result.
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the robots shall do together; fields as in RunEpisodes."""
+    """What the robots shall do together; fields as in RunEpisodes.
+
+    Raises:
+        BadRequest: A number is out of range.
+    """
 
     mode: int
     episodes: int
@@ -50,6 +56,17 @@ class Wish:
     actor: str = ""
     temperature: float = 0.0
     end_on_truth: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what RunEpisodes has no place for."""
+        for name, least, most in (
+            ("episodes", 0, MOST_EPISODES),
+            ("max_steps", 0, MOST_STEPS),
+            ("seed", 0, MOST_SEED),
+            ("temperature", -1.0, MOST_TEMPERATURE),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise BadRequest(f"{name}: expected {least} to {most}, found {getattr(self, name)}")
 
 
 @dataclass

@@ -158,3 +158,26 @@ def test_nothing_said_about_the_end_of_an_episode_is_no_verdict(monkeypatch):
 def test_an_evaluation_needs_its_mode_and_a_seed(wish):
     with pytest.raises(BadRequest, match="expected mode EVALUATE and a seed"):
         evaluate([], wish, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "told"),
+    [
+        (collect_command, ["--max-steps", "-1"], "max_steps: expected 0 to 1000000, found -1"),
+        (collect_command, ["--seed", "-1"], "seed: expected 0 to"),
+        (collect_command, ["--episodes", "99999999999999999999"], "episodes: expected 0 to 1000000"),
+        (evaluate_command, ["--temperature", "nan"], "temperature: expected -1.0 to 1000.0, found nan"),
+        (evaluate_command, ["--max-steps", "99999999999"], "max_steps: expected 0 to 1000000"),
+        (evaluate_command, ["--seed", "99999999999999999999"], "seed: expected 0 to"),
+    ],
+)
+def test_a_number_that_no_episode_has_is_refused_before_anything_is_started(command, option, told):
+    with pytest.raises(BadRequest, match=told):
+        command.main(option)
+
+
+def test_an_evaluation_that_could_not_be_written_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    wish = Wish(mode=int(Mode.EVALUATE), episodes=1, seed=50)
+    with pytest.raises(BadRequest, match="can be written to; choose another --out"):
+        evaluate(["robot_1"], wish, tmp_path)

@@ -36,6 +36,9 @@ FILLER_WORDS = frozenset(
     )
 )
 
+# Of a batch; more than any machine has memory for.
+MOST_ROWS = 2**20
+
 # Rows of unsuccessful episodes are drawn at most so many times as often as others.
 MOST_OFTEN = 3
 
@@ -74,8 +77,11 @@ class Mixture:
             raise BadRequest("mixture: censored, mismatched, rewound and hindsight must sum to less than 1")
         if not 0.0 < self.head_share <= 1.0:
             raise BadRequest(f"mixture.head_share: expected a share in (0, 1], found {self.head_share}")
-        if self.batch_size < 4 or self.shift_pixels < 0:
-            raise BadRequest("mixture: expected batch_size of 4 or more and shift_pixels of 0 or more")
+        if not 4 <= self.batch_size <= MOST_ROWS or self.shift_pixels < 0:
+            raise BadRequest(
+                f"mixture: expected batch_size from 4 to {MOST_ROWS} and shift_pixels of 0 or more, found "
+                f"{self.batch_size} and {self.shift_pixels}"
+            )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ from efm_learner.validation import episode_rows, predicted_steps
 FloatArray = npt.NDArray[np.float64]
 
 
+MOST_HOLD = 2**16 - 1  # What a manifest holds.
+
+
 @dataclass(frozen=True)
 class CalibrationSettings:
     """How the success detector is chosen.
@@ -56,8 +59,10 @@ class CalibrationSettings:
         object.__setattr__(self, "holds", tuple(self.holds))
         if not (0 <= self.most_false < 1 and 0 <= self.recall_slack < 1 and self.most_episodes >= 1):
             raise BadRequest("calibration: expected shares in [0, 1) and 1 or more episodes")
-        if not self.holds or min(self.holds) < 1:
-            raise BadRequest(f"calibration.holds: expected numbers of 1 or more, found {self.holds}")
+        if not self.holds or not 1 <= min(self.holds) <= max(self.holds) <= MOST_HOLD:
+            raise BadRequest(f"calibration.holds: expected numbers from 1 to {MOST_HOLD}, found {self.holds}")
+        if self.early_tolerance is not None and self.early_tolerance < 0:
+            raise BadRequest(f"calibration.early_tolerance: expected 0 or more, found {self.early_tolerance}")
 
 
 @dataclass(frozen=True)

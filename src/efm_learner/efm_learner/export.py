@@ -34,7 +34,7 @@ from torch import nn
 from efm_core.bundle import Bundle, load_bundle, write_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable
-from efm_core.external_data import DATA_FILE, MODEL_FILE, ONE_FILE_BYTES
+from efm_core.external_data import DATA_FILE, MODEL_FILE, ONE_FILE_BYTES, WEIGHTS_FILE
 from efm_core.files import disk_full_is_told
 from efm_core.manifest import OUTPUTS as OUTPUTS_OF_KIND
 from efm_core.manifest import BundleManifest
@@ -51,7 +51,6 @@ from efm_learner.network import (
     random_batch,
 )
 
-WEIGHTS_FILE = "model.safetensors"
 PARITY_LIMIT = 1e-4
 # Weights beside the graph begin at a page, so that the runtime can map them.
 PAGE_BYTES = 4096

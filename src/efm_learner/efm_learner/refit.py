@@ -83,7 +83,9 @@ def refit(
     embodiment = reward.embodiment
     verifier.check_embodiment(embodiment)
     config = config_of(reward)
-    config = config if steps is None else replace(config, steps=steps)
+    config = replace(
+        config, episodes=str(demonstrations), out=str(out), steps=config.steps if steps is None else steps
+    )
     practised = list_episodes(run / "episodes")
     if not practised:
         raise BadRequest(

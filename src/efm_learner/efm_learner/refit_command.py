@@ -16,6 +16,7 @@ from pathlib import Path
 from efm_core.bundle import load_bundle
 from efm_core.errors import EfmError
 from efm_learner.refit import RefitResult, refit
+from efm_learner.run_folder import owned
 from efm_learner.training import Interrupted
 
 
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser().parse_args(arguments)
     try:
         reward, verifier = load_bundle(chosen.reward), load_bundle(chosen.verifier)
-        result = refit(chosen.run, reward, verifier, chosen.episodes, chosen.out, chosen.steps)
+        with owned(chosen.out):
+            result = refit(chosen.run, reward, verifier, chosen.episodes, chosen.out, chosen.steps)
     except EfmError as error:
         print(f"efm refit: {error}", file=sys.stderr)
         return 1

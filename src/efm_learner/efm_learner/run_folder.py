@@ -1,4 +1,4 @@
-"""The folder of a practice run: who owns it, what it was begun with, and which bundles it keeps.
+"""The folder of a run: who owns it, what it was begun with, and which bundles it keeps.
 
 One process owns a run at a time. Settings are written once and compared at every later start.
 """
@@ -9,8 +9,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,26 @@ from efm_core.bundle import Bundle, load_bundle, write_bundle
 from efm_core.errors import BadRequest, SpoolLocked
 from efm_core.files import disk_full_is_told, replace_json
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "owned"]
 
 LOCK_FILE = ".lock"
 SETTINGS = "settings.json"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Owns the folder of a training, made where it is missing, as long as the block runs.
+
+    Raises:
+        SpoolLocked: Another process owns it. SpoolFull: The disk is full.
+    """
+    with disk_full_is_told("the run", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = _take(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 class RunFolder:
@@ -47,20 +63,7 @@ class RunFolder:
         with disk_full_is_told("the run", self.path):
             for folder in (self.bundles, self.episodes):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # The system unlocks it when this process ends, however it ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(self._lock, 100, 0).decode(errors="replace").strip()
-            self.close()
-            raise SpoolLocked(
-                f"run {self.path}: expected it free, found it owned by process {owner}; stop that "
-                "learner, or name another folder"
-            ) from error
-        with suppress(OSError):  # On a full disk the owner stays unnamed.
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        self._lock = _take(self.path)
 
     def close(self) -> None:
         """Gives the run to others; does nothing the second time."""
@@ -121,3 +124,27 @@ class RunFolder:
         with os.scandir(self.episodes) as entries:
             names = sorted(item.name for item in entries if item.is_dir() and not item.name.startswith("."))
         return [self.episodes / name for name in names]
+
+
+def _take(folder: Path) -> int:
+    """Makes this process the owner of a folder until it closes what is returned, or ends.
+
+    Raises:
+        SpoolLocked: Another process is. SpoolFull: The disk is full.
+    """
+    with disk_full_is_told("the run's lock", folder):
+        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # The system unlocks it when this process ends, however it ends.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(lock, 100, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise SpoolLocked(
+            f"run {folder}: expected it free, found it owned by process {owner}; wait for it or stop it, or "
+            "name another folder"
+        ) from error
+    with suppress(OSError):  # On a full disk the owner stays unnamed.
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock

@@ -6,6 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from efm_core.errors import BadRequest, nearest
@@ -51,16 +52,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         _checked(isinstance(value, (list, tuple)), "a list", value, where)
         return tuple(_typed(arguments[0], item, where) for item in value)
     if hint is float:
-        if isinstance(value, str):
-            try:
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
                 return float(value)
-            except ValueError:
-                pass
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return _checked(fits, "a number", value, where)
+        return _checked(isinstance(value, float), "a number", value, where)
     if hint is int:
         fits = isinstance(value, int) and not isinstance(value, bool)
-        return _checked(fits, "a whole number", value, where)
+        _checked(fits, "a whole number", value, where)
+        return _checked(abs(value) < 2**63, "a whole number below 2^63", value, where)
     if hint is bool:
         return _checked(isinstance(value, bool), "true or false", value, where)
     if hint is str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from efm_learner.calibrate import calibrate
 from efm_learner.dataset import load_tables
 from efm_learner.export import export_bundle
 from efm_learner.network import Network, input_specs
+from efm_learner.run_folder import owned
 from efm_learner.samples import StepTable
 from efm_learner.sft_config import SFT, SftConfig
 from efm_learner.training import POLICY, REWARD, Trained, train
@@ -50,24 +52,27 @@ def main(config: SftConfig) -> SftResult | None:
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
+        SpoolLocked: Another training has the same folder.
     """
-    embodiment = load_embodiment(config.embodiment)
-    Path(config.out).mkdir(parents=True, exist_ok=True)  # Before the minutes that decoding can take.
-    tables = load_tables(
-        Path(config.episodes),
-        embodiment,
-        config.labelling,
-        validation_share=config.validation_share,
-        seed=config.seed,
-        cache=Path(config.cache) if config.cache else None,
-    )
-    _log.info("%s", tables.description())
-    trained = train(config, embodiment, tables.training, tables.held_out, Path(config.out))
-    if trained.samples_per_second:
-        _log.info("%.0f rows of batches per second", trained.samples_per_second)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return None
-    return export(config, embodiment, trained, tables.training, tables.held_out, Path(config.out))
+    embodiment, out = load_embodiment(config.embodiment), Path(config.out)
+    first = int(os.environ.get("RANK", "0")) == 0
+    # Before the minutes that decoding can take.
+    with owned(out) if first else nullcontext():
+        tables = load_tables(
+            Path(config.episodes),
+            embodiment,
+            config.labelling,
+            validation_share=config.validation_share,
+            seed=config.seed,
+            cache=Path(config.cache) if config.cache else None,
+        )
+        _log.info("%s", tables.description())
+        trained = train(config, embodiment, tables.training, tables.held_out, out)
+        if trained.samples_per_second:
+            _log.info("%.0f rows of batches per second", trained.samples_per_second)
+        if not first:
+            return None
+        return export(config, embodiment, trained, tables.training, tables.held_out, out)
 
 
 def export(

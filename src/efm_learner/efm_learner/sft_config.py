@@ -22,6 +22,10 @@ SFT, REFIT = "sft", "refit"
 FREE_SETTINGS = ("episodes", "embodiment", "out", "cache", "threads", "device", "checkpoint_every")
 
 
+# More than any training lasts, any bundle holds, and any machine has.
+MOST_STEPS, MOST_HEADS, MOST_THREADS = 10**9, 1000, 256
+
+
 @dataclass(frozen=True)
 class SftConfig:
     """Settings of a training.
@@ -82,24 +86,24 @@ class SftConfig:
     precision: str = "no"
 
     def __post_init__(self) -> None:
-        count, share = "a whole number from 1 on", "from 0 to 1"
+        count, share = f"a whole number from 1 to {MOST_STEPS}", "from 0 to 1"
         expected = {
             "backbone": (isinstance(self.backbone.get("name"), str), "a mapping with a name"),
-            "heads": (self.heads >= 1, count),
+            "heads": (1 <= self.heads <= MOST_HEADS, f"a whole number from 1 to {MOST_HEADS}"),
             "combine": (self.combine in ("mean", "max"), "mean or max"),
-            "steps": (self.steps >= 1, count),
+            "steps": (1 <= self.steps <= MOST_STEPS, count),
             "learning_rate": (0 < self.learning_rate < math.inf, "a number above 0"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "a number from 0 on"),
-            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "warmup_steps": (0 <= self.warmup_steps <= MOST_STEPS, f"from 0 to {MOST_STEPS}"),
             "final_share": (0 <= self.final_share <= 1, share),
             "gradient_norm": (self.gradient_norm >= 0, "0 or more"),
             "instruction_weight": (0 <= self.instruction_weight < math.inf, "a number from 0 on"),
             "validation_share": (0 <= self.validation_share < 1, "from 0 to below 1"),
-            "validate_every": (self.validate_every >= 1, count),
-            "checkpoint_every": (self.checkpoint_every >= 1, count),
+            "validate_every": (1 <= self.validate_every <= MOST_STEPS, count),
+            "checkpoint_every": (1 <= self.checkpoint_every <= MOST_STEPS, count),
             "policy_weights": (self.policy_weights in ("best", "last"), "best or last"),
             "seed": (0 <= self.seed < 2**63, "from 0 to below 2^63"),
-            "threads": (self.threads >= 1, count),
+            "threads": (1 <= self.threads <= MOST_THREADS, f"a whole number from 1 to {MOST_THREADS}"),
             "device": (self.device in ("cpu", "auto"), "cpu or auto"),
             "precision": (self.precision in ("no", "bf16"), "no or bf16"),
         }

@@ -9,7 +9,7 @@ import pytest
 from efm_core.bundle import load_bundle, write_bundle
 from efm_core.bundle_command import main
 from efm_core.conversion import convert_bundle
-from efm_core.episode import list_episodes
+from efm_core.episode import list_episodes, read_episode
 from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable, EpisodeInvalid
 from efm_core.onnx_model import OnnxModel
 from efm_learner.export import load_network
@@ -30,7 +30,7 @@ def episodes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("episodes")
     for episode in dots.episodes(3):
         dots.record(folder, episode)
-    return list_episodes(folder)
+    return folder
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -74,13 +74,18 @@ def test_what_changes_too_much_is_refused_and_leaves_nothing_behind(bundle, epis
 
 def test_it_is_not_measured_on_nothing_or_on_another_robot(bundle, tmp_path):
     with pytest.raises(EpisodeInvalid, match="found none; give the folder"):
-        convert_bundle(bundle, "int8", [], tmp_path)
+        convert_bundle(bundle, "int8", tmp_path, tmp_path)
     dots.record(tmp_path, dots.episode(0))
     other = write_random_bundle(dots.embodiment(frames=1), tmp_path / "other", "policy")
     with pytest.raises(EpisodeInvalid, match="use a bundle made for this robot"):
-        convert_bundle(other, "int8", list_episodes(tmp_path), tmp_path)
+        convert_bundle(other, "int8", tmp_path, tmp_path)
     with pytest.raises(BadRequest, match="fp16, int8"):
-        convert_bundle(bundle, "int4", [], tmp_path)
+        convert_bundle(bundle, "int4", tmp_path, tmp_path)
+
+
+def test_more_frames_than_there_are_mean_all_of_them(bundle, episodes, tmp_path):
+    made = convert_bundle(bundle, "int8", episodes, tmp_path, frames=10**20, least_agreement=0.5)
+    assert made.manifest.parity["samples"] == sum(len(read_episode(path)) for path in list_episodes(episodes))
 
 
 def test_a_converted_bundle_cannot_be_trained_and_names_its_parent(bundle, episodes, tmp_path):
@@ -100,7 +105,7 @@ def test_the_command_tells_where_the_bundle_is_and_what_it_measured(bundle, epis
         "--least-agreement",
         "0.5",
     ]
-    assert main([*arguments, "--episodes", str(episodes[0].parent)]) == 0
+    assert main([*arguments, "--episodes", str(episodes)]) == 0
     told = capsys.readouterr().out
     assert "action_agreement = " in told and str(tmp_path) in told
     assert main([*arguments, "--episodes", str(tmp_path / "nothing")]) == 1

@@ -299,7 +299,7 @@ def test_with_much_staleness_allowed_more_bundles_stay(start):
 
 def test_a_run_has_one_owner(start, tmp_path, bundles):
     start()
-    with pytest.raises(SpoolLocked, match="owned by process .*; stop that learner"):
+    with pytest.raises(SpoolLocked, match="owned by process .*; wait for it or stop it"):
         PracticeRun(tmp_path / "run", **bundles, settings=TWO_EPISODES)
 
 

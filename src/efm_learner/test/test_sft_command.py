@@ -12,6 +12,7 @@ from efm_core.episode import list_episodes, read_episode
 from efm_core.errors import BadRequest
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
+from efm_learner.run_folder import owned
 from efm_learner.sft_command import config_from, main
 
 NEEDED = ["--episodes", "e", "--embodiment", "table", "--out", "o"]
@@ -91,6 +92,15 @@ def test_a_misspelt_setting_names_the_nearest_one():
         ("backbone={}", "out of range: backbone={}"),
         ("labelling.rest_steps=-3", "expected rest_steps and censored_margin of 0 or more"),
         ("seed=-1", "out of range: seed=-1, expected from 0"),
+        ("steps=99999999999999999999", "sft: steps: expected a whole number below 2^63"),
+        ("steps=2000000000", "steps=2000000000, expected a whole number from 1 to 1000000000"),
+        ("warmup_steps=-1", "warmup_steps=-1, expected from 0"),
+        ("heads=1001", "heads=1001, expected a whole number from 1 to 1000"),
+        ("threads=0", "threads=0, expected a whole number from 1 to 256"),
+        ("mixture.batch_size=2000000", "expected batch_size from 4 to 1048576"),
+        ("calibration.holds=[1, 70000]", "holds: expected numbers from 1 to 65535"),
+        ("calibration.early_tolerance=-1", "early_tolerance: expected 0 or more"),
+        (f"learning_rate={'9' * 400}", "sft: learning_rate: expected a number, found 999"),
         ("learning_rate=.inf", "learning_rate=inf, expected a number above 0"),
         ("learning_rate=fast", "sft: learning_rate: expected a number, found 'fast'"),
     ],
@@ -160,6 +170,13 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(spoilt, capsys, tmp
     (tmp_path / "file").write_text("")
     code, told = spoilt(capsys, dots.episodes(4), out="file/run")
     assert code == 1 and "Not a directory; choose another --out or --cache" in told
+
+
+def test_two_trainings_do_not_share_a_folder(spoilt, capsys, tmp_path):
+    with owned(tmp_path / "run"):
+        code, told = spoilt(capsys, dots.episodes(4))
+    assert code == 1 and f"{tmp_path / 'run'}: expected it free, found it owned by process" in told
+    assert spoilt(capsys, [])[0] == 0
 
 
 def test_an_error_is_told_in_one_line(tmp_path, capsys):
