@@ -141,23 +141,24 @@ def practise(
                 bar.update(monitor.finished - bar.n)
                 time.sleep(POLL_S)
         status = monitor.learner
-        wall = time.monotonic() - began
-        robots_idle = {name: view.idle_share for name, view in monitor.robots.items()}
-    assert status is not None
-    result: dict[str, object] = {
-        "iterations": int(status.iteration),
-        "updates": int(status.updates),
-        "episodes": int(status.episodes),
-        "steps": int(status.steps),
-        "refused": int(status.refused),
-        "wall_seconds": wall,
-        "idle_share": float(status.idle_share),
-        "robots_idle_share": robots_idle,
-        "best": status.best_bundle_id,
-        "best_path": str(run / "bundles" / status.best_bundle_id),
-        "message": status.message,
-    }
-    replace_json(run / "result.json", result)
+        assert status is not None
+        if status.iteration != iteration:
+            bar.write(_line(status), file=sys.stdout)
+        result: dict[str, object] = {
+            "iterations": int(status.iteration),
+            "updates": int(status.updates),
+            "episodes": int(status.episodes),
+            "steps": int(status.steps),
+            "refused": int(status.refused),
+            "wall_seconds": time.monotonic() - began,
+            "idle_share": float(status.idle_share),
+            "robots_idle_share": {name: view.idle_share for name, view in monitor.robots.items()},
+            "best": status.best_bundle_id,
+            "best_path": str(run / "bundles" / status.best_bundle_id),
+            "message": status.message,
+        }
+        # Before the nodes are stopped, which takes seconds that impatient people cut off.
+        replace_json(run / "result.json", result)
     return result
 
 

@@ -1,30 +1,27 @@
-"""One self-contained HTML page of a demo: success before and after, curves of practice, some episodes."""
+"""One self-contained HTML page of a run: success, curves of practice, some episodes.
+
+A demo measured its policies before and after practice on the same seeds. A run of `efm practice` knows no
+true success; whoever measures its policies with `efm evaluate --out RUN/evaluations/NAME` finds them in its
+page.
+"""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-import numpy as np
-
-from efm_core.episode import Episode, list_episodes, read_episode, read_summary
-from efm_core.errors import BadRequest
+from efm_bringup.report_pictures import curves, film, picture
+from efm_core.episode import list_episodes, read_episode, read_summary
+from efm_core.errors import BadRequest, Reason
 from efm_core.files import replace_file
 
 __all__ = ["write_report"]
 
 FILMS = 3
-FILM_FRAMES = 8
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
 color: #222 }
@@ -44,48 +41,77 @@ def write_report(run: Path) -> Path:
     """Writes `report.html` into a run's folder and returns its path.
 
     Args:
-        run: Folder with `report.json`, `practice/metrics.jsonl` and `evaluations/`.
+        run: Folder of a finished demo, or of `efm practice` after an iteration at least.
 
     Raises:
-        BadRequest: The folder is not that of a finished demo, or a file in it is damaged.
+        BadRequest: It is neither, or a file in it is damaged.
     """
+    if (run / "report.json").is_file():
+        parts = _demo(run)
+    elif (run / "journal.jsonl").is_file():
+        parts = _practice(run)
+    else:
+        raise BadRequest(f"expected {run / 'report.json'}, {_instead(run)}")
+    head = f"<!doctype html><meta charset='utf-8'><title>EFM report</title><style>{STYLE}</style>"
+    path = run / "report.html"
+    replace_file(path, (head + "".join(parts)).encode())
+    return path
+
+
+def _demo(run: Path) -> list[str]:
+    """Returns the page of a finished demo."""
     source = run / "report.json"
-    if not source.is_file():
-        raise BadRequest(f"expected {source}, {_instead(run)}")
     report = _read(source)
     try:
         parts = [
             f"<h1>Practice in {html.escape(report['world'])}</h1>",
             _lead(report),
-            _table(report),
+            _table({label: report[key] for key, label in ROWS}),
             "<h2>Practice</h2>",
             _practice_text(report),
         ]
     except (LookupError, TypeError, ValueError) as error:
         raise _damaged(source, f"{type(error).__name__}: {error}") from error
-    parts += [
-        _picture(_curves(_metrics(run)), "practice by iteration"),
+    metrics = _lines(run / "practice" / "metrics.jsonl")
+    return [*parts, picture(curves(metrics), "practice by iteration"), "<h2>Episodes</h2>", *_films(run)]
+
+
+def _practice(run: Path) -> list[str]:
+    """Returns the page of a run of `efm practice`, finished or not."""
+    metrics, journal = (_lines(run / f"{name}.jsonl") for name in ("metrics", "journal"))
+    if not metrics:
+        raise BadRequest(f"{run}: expected an iteration in metrics.jsonl, found none; let it practise longer")
+    last = metrics[-1]
+    refused = Counter(entry["reason"] for entry in journal if entry["reason"] != Reason.OK)
+    minutes, idle = (
+        sum(line.get(key, 0.0) for line in metrics for key in keys) / 60
+        for keys in (("collect_s", "update_s", "export_s"), ("idle_s",))
+    )
+    text = (
+        f"{last['iteration']} iterations, {last['updates']} updates, {last['total_episodes']} episodes of "
+        f"{last['total_steps']} control steps; {refused.total()} more were refused, "
+        f"{refused[Reason.EPISODE_STALE]} of them as stale. {minutes:.1f} minutes, of which the learner "
+        f"waited {idle:.1f}. The guard holds <code>{html.escape(last['best'])}</code> for the best bundle."
+    )
+    guard = last["guard"]["message"]
+    measured = {path.parent.name: _read(path) for path in sorted(run.glob("evaluations/*/evaluation.json"))}
+    return [
+        f"<h1>Practice in {html.escape(run.resolve().name)}</h1>",
+        f"<p>{text}</p>",
+        f"<p><b>{html.escape(guard)}</b></p>" if guard else "",
+        _table(measured) if measured else "<p class='note'>True success was not measured.</p>",
+        picture(curves(metrics), "practice by iteration"),
         "<h2>Episodes</h2>",
-        *_films(run),
+        *_own_films(run, journal),
     ]
-    head = f"<!doctype html><meta charset='utf-8'><title>EFM report</title><style>{STYLE}</style>"
-    page = head + "".join(parts)
-    path = run / "report.html"
-    replace_file(path, page.encode())
-    return path
 
 
 def _instead(run: Path) -> str:
-    """Says what a folder is that is none of a finished demo, and what to do."""
-    if (run / "journal.jsonl").is_file():
-        return (
-            "which efm demo writes, found a practice run; its numbers are in result.json and metrics.jsonl, "
-            "and efm evaluate measures its policies"
-        )
+    """Says what a folder is that is none of a run, and what to do."""
     if (run / "stages").is_dir():
         return "found a demo that has not come to its end; start it again, and it goes on"
     found = "a folder without it" if run.is_dir() else "a file" if run.exists() else "no such folder"
-    return f"found {found}; name the folder of a demo, such as runs/demo"
+    return f"found {found}; name the folder of a demo, such as runs/demo, or the --run of efm practice"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,8 +127,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, found: str) -> BadRequest:
     return BadRequest(
-        f"{path}: expected what efm demo wrote there, as JSON, found it missing or damaged ({found}); remove "
-        "it and report.json and start the demo again, which makes both anew"
+        f"{path}: expected what efm wrote there, as JSON, found it missing or damaged ({found}); of a demo, "
+        "remove it and report.json and start the demo again, which makes both anew"
     )
 
 
@@ -120,23 +146,26 @@ def _lead(report: dict[str, Any]) -> str:
     return f"<p>{text}</p><p class='note'>{note}</p>"
 
 
-def _table(report: dict[str, Any]) -> str:
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     head = ("policy", "episodes", "true success", "95 % interval", "detected", "false", "missed", "steps")
     lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
-    for key, label in ROWS:
-        row = report[key]
-        low, high = row["interval"]
+    for label, row in rows.items():
+        low, high = row["interval"] or (None, None)
         cells = [
-            label,
+            html.escape(label),
             row["episodes"],
-            f"{row['true_success']:.2f}",
-            f"{low:.2f} – {high:.2f}",
-            *(f"{row[name]:.2f}" for name in ("detected_success", "false_success", "missed_success")),
+            _share(row["true_success"]),
+            f"{_share(low)} – {_share(high)}",
+            *(_share(row[name]) for name in ("detected_success", "false_success", "missed_success")),
             f"{row['mean_steps']:.1f}",
         ]
         lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    caption = "<caption>The same fixed seeds in every row; nobody learns from these episodes.</caption>"
+    caption = "<caption>Nobody learns from these episodes. Compare rows of the same seeds.</caption>"
     return f"<table>{caption}{''.join(lines)}</table>"
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _practice_text(report: dict[str, Any]) -> str:
@@ -152,8 +181,8 @@ def _practice_text(report: dict[str, Any]) -> str:
     return f"<p>{text}</p>{message}"
 
 
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    path = run / "practice" / "metrics.jsonl"
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a JSON file, without one that was cut off."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
@@ -163,29 +192,6 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
         raise BadRequest(
             f"{path}: expected JSON in every line, found: {error}; repair or remove that line"
         ) from error
-
-
-def _curves(metrics: Sequence[dict[str, Any]]) -> plt.Figure:
-    panels = (
-        ("success", (("detected", "detected"), ("verified", "confirmed by the verifier"))),
-        ("discounted return", (("mean_return", ""),)),
-        ("steps per episode", (("mean_steps", ""),)),
-        ("steps-to-go at the end", (("steps_to_go_last", ""),)),
-        ("KL from Stage 1 [nats]", (("kl", ""),)),
-        ("entropy [nats]", (("entropy", ""),)),
-    )
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), layout="constrained")
-    iterations = [line["iteration"] for line in metrics]
-    for axis, (title, lines) in zip(axes.flat, panels, strict=True):
-        for key, label in lines:
-            values = [line.get(key) for line in metrics]
-            axis.plot(iterations, [np.nan if v is None else v for v in values], label=label or None)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("iteration", fontsize=8)
-        axis.grid(alpha=0.3)
-    axes.flat[0].set_ylim(-0.02, 1.02)
-    axes.flat[0].legend(fontsize=8)
-    return figure
 
 
 def _films(run: Path) -> list[str]:
@@ -203,56 +209,22 @@ def _films(run: Path) -> list[str]:
     seeds = sorted(found[first].keys() & found[last].keys())[:FILMS]
     if not seeds or first == last:
         return ["<p class='note'>There are no recorded episodes of two policies on the same seeds.</p>"]
-    pairs = [(read_episode(found[first][seed]), read_episode(found[last][seed])) for seed in seeds]
-    return [_picture(_film(*pair), f"seed {pair[0].summary.seed}") for pair in pairs]
+    return [_pair(found[first][seed], found[last][seed], ("before", "after")) for seed in seeds]
 
 
-def _film(before: Episode, after: Episode) -> plt.Figure:
-    cameras = list(before.images)
-    figure = plt.figure(figsize=(11, 4.8 if cameras else 3.4), layout="constrained")
-    columns = FILM_FRAMES if cameras else 3
-    grid = figure.add_gridspec(3 if cameras else 1, columns, height_ratios=[1, 1, 1.2] if cameras else None)
-    for row, (name, episode) in enumerate((("before", before), ("after", after))):
-        if not cameras:
-            _path(figure.add_subplot(grid[0, row]), name, episode)
-            continue
-        for column, index in enumerate(np.linspace(0, len(episode) - 1, columns).astype(int)):
-            axis = figure.add_subplot(grid[row, column])
-            axis.imshow(episode.images[cameras[0]][index])
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_title(f"{name} {index}" if column == 0 else str(index), fontsize=8)
-    axis = figure.add_subplot(grid[-1, :] if cameras else grid[0, 2])
-    for name, episode in (("before", before), ("after", after)):
-        axis.plot(episode.steps_to_go, label=f"{name}: {episode.summary.end_reason.name.lower()}")
-    axis.set_xlabel("control step")
-    axis.set_ylabel("predicted steps to go")
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
-    figure.suptitle(f"seed {before.summary.seed}: {before.instruction}", fontsize=10)
-    return figure
+def _own_films(run: Path, journal: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The first and the newest episodes that a practice run took in; their seeds differ."""
+    taken = [run / "episodes" / entry["episode"] for entry in journal if entry["reason"] == Reason.OK]
+    there = [folder for folder in taken if folder.is_dir()]
+    count = min(FILMS, len(there) // 2)
+    if not count:
+        return ["<p class='note'>There are not two recorded episodes.</p>"]
+    pairs = zip(there[:count], there[-count:], strict=True)
+    return [_pair(first, last, ("first", "newest")) for first, last in pairs]
 
 
-def _path(axis: plt.Axes, name: str, episode: Episode) -> None:
-    """Draws the first two entries of the state against each other, for worlds without a camera."""
-    if episode.state is None or episode.state.shape[1] < 2 or episode.embodiment.state is None:
-        axis.set_axis_off()
-        return
-    x, y = (episode.embodiment.state.entries[index] for index in (0, 1))
-    axis.plot(episode.state[:, 0], episode.state[:, 1], lw=1)
-    axis.plot(*episode.state[0, :2], "o", label="start")
-    axis.plot(*episode.state[-1, :2], "s", label="end")
-    axis.set_xlim(x.low, x.high)
-    axis.set_ylim(y.low, y.high)
-    axis.set_xlabel(f"{x.name} [{x.unit}]")
-    axis.set_ylabel(f"{y.name} [{y.unit}]")
-    axis.set_title(f"{name}: {len(episode) - 1} steps", fontsize=9)
-    axis.legend(fontsize=8)
-
-
-def _picture(figure: plt.Figure, alternative: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<p><img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'></p>"
+def _pair(first: Path, last: Path, names: tuple[str, str]) -> str:
+    one, other = read_episode(first), read_episode(last)
+    titles = dict.fromkeys(f"seed {e.summary.seed}: {e.instruction}" for e in (one, other))
+    title = ", then ".join(titles)
+    return picture(film(one, other, names, title), title)

@@ -1,4 +1,4 @@
-"""`efm report` of folders that are not those of a finished demo."""
+"""`efm report` of a practice run, of damaged folders, and of folders that are none of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from efm_bringup.report import _metrics, write_report
+from efm_bringup.report import _lines, write_report
 from efm_core.errors import BadRequest
 
 ROW = {
@@ -44,14 +44,13 @@ def demo(tmp_path: Path) -> Path:
 
 
 def test_a_page_is_made_also_where_the_last_line_of_metrics_was_cut_off(demo: Path) -> None:
-    assert _metrics(demo) == [{"iteration": 1, "detected": 0.5}]
+    assert _lines(demo / "practice" / "metrics.jsonl") == [{"iteration": 1, "detected": 0.5}]
     assert "no recorded episodes of two policies" in write_report(demo).read_text()
 
 
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("practice/journal.jsonl", "found a practice run; its numbers are in result.json"),
         ("stages/before.json", "found a demo that has not come to its end; start it again"),
         ("other", "found a folder without it; name the folder of a demo"),
     ],
@@ -61,7 +60,7 @@ def test_another_folder_is_told_for_what_it_is(tmp_path: Path, file: str, told: 
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     with pytest.raises(BadRequest, match=told):
-        write_report(path.parent if path.parent.name == "practice" else tmp_path)
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +76,32 @@ def test_another_folder_is_told_for_what_it_is(tmp_path: Path, file: str, told: 
 )
 def test_a_damaged_file_is_named(demo: Path, file: str, content: str) -> None:
     (demo / file).write_text(content)
-    with pytest.raises(BadRequest, match=f"{file}: expected what efm demo wrote there"):
+    with pytest.raises(BadRequest, match=f"{file}: expected what efm wrote there"):
         write_report(demo)
+
+
+def test_a_practice_run_gets_a_page_with_what_was_measured_of_it(tmp_path: Path) -> None:
+    line = {"iteration": 2, "updates": 8, "total_episodes": 5, "total_steps": 635, "best": "73653ddda7a940d6"}
+    line |= {"guard": {"message": "good episodes fell"}, "collect_s": 60.0, "update_s": 30.0, "idle_s": 12.0}
+    journal = [{"episode": str(n), "reason": reason} for n, reason in enumerate((1, 62, 62, 63))]
+    for name, lines in (("metrics", [line]), ("journal", journal)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    page = write_report(tmp_path).read_text()
+    assert "5 episodes of 635 control steps; 3 more were refused, 2 of them as stale" in page
+    assert "1.5 minutes, of which the learner waited 0.2" in page and "good episodes fell" in page
+    assert "True success was not measured" in page
+    for name, row in (("first", ROW), ("real robot", {**ROW, "true_success": None, "interval": None})):
+        (tmp_path / "evaluations" / name).mkdir(parents=True)
+        (tmp_path / "evaluations" / name / "evaluation.json").write_text(json.dumps(row))
+    page = write_report(tmp_path).read_text()
+    assert "<td>first</td><td>4</td><td>0.50</td><td>0.20 – 0.80</td>" in page
+    assert "<td>real robot</td><td>4</td><td>unknown</td>" in page
+
+
+def test_a_practice_run_without_an_iteration_has_no_page_yet(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("")
+    with pytest.raises(BadRequest, match="expected an iteration in metrics.jsonl, found none"):
+        write_report(tmp_path)
 
 
 def test_a_line_of_metrics_that_is_no_json_is_told(demo: Path) -> None:
