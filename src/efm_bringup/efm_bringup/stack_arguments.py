@@ -156,7 +156,9 @@ class Values(dict[str, str]):
                 f"{name}:={self[name]}: {result}: expected what a run came to, as JSON, found it damaged "
                 f"({error}); run that training again, or name the bundle's own folder"
             ) from error
-        bundle = found.get("policy", found.get("best")) if name == "policy" else found.get("reward")
+        bundle = None
+        if isinstance(found, dict):
+            bundle = found.get("policy", found.get("best")) if name == "policy" else found.get("reward")
         if not bundle:
             raise BadRequest(
                 f"{name}:={self[name]}: {result} names no such bundle; name the bundle's own folder"

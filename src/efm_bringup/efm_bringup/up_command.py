@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         description="Starts a stack: " + "; ".join(f"{s.name}: {s.description}" for s in STACKS.values()),
     )
     parser.add_argument("stack", choices=list(STACKS))
-    parser.add_argument("arguments", nargs="*", metavar="name:=value")
+    parser.add_argument("arguments", nargs="*", default=[], metavar="name:=value")
     parser.add_argument("--show-args", action="store_true", help="list the stack's arguments and end")
     parser.add_argument(
         "--print", action="store_true", help="print the command lines instead of running them"

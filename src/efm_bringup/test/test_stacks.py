@@ -160,8 +160,10 @@ def test_the_folder_of_a_run_stands_for_the_bundle_that_it_made(tmp_path):
     assert bundles == {"policy": f"{run}/bundles/0001", "reward": f"{run}/bundles/0002"}
     (tmp_path / "result.json").write_text('{"best": "0003"}')
     assert read_arguments(STACKS["cell"], {"policy": run}).bundle("policy") == f"{run}/bundles/0003"
-    with pytest.raises(BadRequest, match="names no such bundle"):
-        nodes_of("evaluate", {"policy": run, "reward": run})
+    for names_none in ('{"best": "0003"}', "[]"):
+        (tmp_path / "result.json").write_text(names_none)
+        with pytest.raises(BadRequest, match="names no such bundle"):
+            nodes_of("evaluate", {"policy": run, "reward": run})
 
 
 def test_a_result_that_was_cut_off_is_told(tmp_path):

@@ -8,6 +8,7 @@ truth has no way in. The paper's recipe is the default; what goes beyond it is a
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,17 +82,17 @@ class PracticeSettings:
     def __post_init__(self) -> None:
         checks = {
             "gamma": 0.0 <= self.gamma <= 1.0,
-            "c": self.c > 0.0,
+            "c": 0.0 < self.c < math.inf,
             "updates": self.updates >= 1,
             "batch": self.batch >= 1,
-            "learning_rate": self.learning_rate > 0.0,
-            "weight_decay": self.weight_decay >= 0.0,
-            "gradient_norm": self.gradient_norm >= 0.0,
+            "learning_rate": 0.0 < self.learning_rate < math.inf,
+            "weight_decay": 0.0 <= self.weight_decay < math.inf,
+            "gradient_norm": 0.0 <= self.gradient_norm < math.inf,
             "epochs": self.epochs >= 1,
             "clip": 0.0 < self.clip < 1.0,
-            "step_kl": self.step_kl >= 0.0,
-            "kl_anchor": self.kl_anchor >= 0.0,
-            "entropy_bonus": self.entropy_bonus >= 0.0,
+            "step_kl": 0.0 <= self.step_kl < math.inf,
+            "kl_anchor": 0.0 <= self.kl_anchor < math.inf,
+            "entropy_bonus": 0.0 <= self.entropy_bonus < math.inf,
             "max_staleness": self.max_staleness >= 0,
         }
         wrong = [f"{name}={getattr(self, name)}" for name, fine in checks.items() if not fine]

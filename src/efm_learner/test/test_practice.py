@@ -322,7 +322,17 @@ def test_the_report_is_plain_numbers_and_says_none_without_a_verifier():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"gamma": 1.1}, {"c": 0.0}, {"batch": 0}, {"epochs": 0}, {"clip": 1.0}, {"max_staleness": -1}]
+    "changes",
+    [
+        {"gamma": 1.1},
+        {"c": 0.0},
+        {"c": float("inf")},
+        {"learning_rate": float("nan")},
+        {"batch": 0},
+        {"epochs": 0},
+        {"clip": 1.0},
+        {"max_staleness": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(changes):
     with pytest.raises(BadRequest, match=next(iter(changes))):
