@@ -48,6 +48,7 @@ RECIPE: dict[str, Any] = {"gamma": 0.9, "updates": 32, "batch": 64, "step_kl": 0
 # Each changes the recipe in one way; with 2 epochs half as many fresh decisions.
 SWITCHES: tuple[dict[str, Any], ...] = (
     {"step_kl": 0.2},
+    {"cap_at_start": True, "step_kl": 0.2},
     {"normalise_advantages": True, "step_kl": 0.2},
     {"normalise_advantages": True},
     {"epochs": 2},
