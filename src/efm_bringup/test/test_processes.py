@@ -167,4 +167,4 @@ def test_efm_up_starts_nothing_that_could_not_start(capsys):
     assert efm.main(["up", "evaluate", "reward:=nowhere"]) == 1
     assert "nowhere: expected a bundle's folder, found nothing" in capsys.readouterr().err
     assert efm.main(["up", "collect", "world:=tabel"]) == 1
-    assert "no embodiment 'tabel', did you mean 'table'?" in capsys.readouterr().err
+    assert "unknown world 'tabel' (did you mean 'table'?)" in capsys.readouterr().err

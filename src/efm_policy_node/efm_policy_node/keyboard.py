@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -18,7 +19,7 @@ import tty
 from collections.abc import Callable, Sequence
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Joy
 
 from efm_policy_node.steering import Pad
@@ -125,7 +126,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print("teleop_keyboard: expected a terminal to read keys from, found none", file=sys.stderr)
         return 1
     before = termios.tcgetattr(sys.stdin)
-    rclpy.init(args=args)
+    # Not by rclpy, which would end the context in the middle of a publish; the terminal is put back at both.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = rclpy.create_node("teleop_keyboard")
     publisher = node.create_publisher(Joy, "joy", 5)
 
@@ -144,7 +147,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         tty.setcbreak(sys.stdin)
         run(_read, publish, show)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
