@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Callable, Sequence
@@ -126,9 +127,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print("teleop_keyboard: expected a terminal to read keys from, found none", file=sys.stderr)
         return 1
     before = termios.tcgetattr(sys.stdin)
-    # Not by rclpy, which would end the context in the middle of a publish; the terminal is put back at both.
+    ended = threading.Event()
+    # By a flag: an exception may be swallowed where it comes, and rclpy would end the context in a publish.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
     node = rclpy.create_node("teleop_keyboard")
     publisher = node.create_publisher(Joy, "joy", 5)
 
@@ -138,6 +141,11 @@ def main(args: Sequence[str] | None = None) -> int:
         publisher.publish(message)
         rclpy.spin_once(node, timeout_sec=0.0)
 
+    def read(timeout_s: float) -> str:
+        if ended.is_set():
+            raise EOFError
+        return _read(timeout_s)
+
     def show(meaning: str) -> None:
         if not publisher.get_subscription_count():
             meaning += f" (nobody listens on {publisher.topic_name}: is the teleop node running?)"
@@ -146,9 +154,7 @@ def main(args: Sequence[str] | None = None) -> int:
     print(HELP + f"  publishing on {publisher.topic_name}\n", flush=True)
     try:
         tty.setcbreak(sys.stdin)
-        run(_read, publish, show)
-    except KeyboardInterrupt:
-        pass
+        run(read, publish, show)
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
         print()
