@@ -24,6 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from efm_bringup.monitor import RobotView
 from efm_msgs.msg import EpisodeStatus
+from efm_ros.names import in_robot
 from efm_ros.qos import LATCHED
 
 PAUSE, ESTOP = "episodes/pause", "estop_set"
@@ -113,7 +114,7 @@ class Operator:
             self._call(robot, key, on)
 
     def _call(self, robot: str, key: Key, on: bool) -> None:
-        name = f"/{robot}/{key.service}" if robot else f"/{key.service}"
+        name = "/" + in_robot(robot, key.service)
         kind = Trigger if key.turned_on is None else SetBool
         request = kind.Request() if key.turned_on is None else SetBool.Request(data=on)
         if key.service == PAUSE:
@@ -134,7 +135,7 @@ class Operator:
 
     def _press_estop(self, robot: str, on: bool) -> None:
         """Says it on the topic at once, which is heard without a policy node too; its service keeps it."""
-        topic = f"/{robot}/estop" if robot else "/estop"
+        topic = "/" + in_robot(robot, "estop")
         if robot not in self._estops:
             self._estops[robot] = self._node.create_publisher(Bool, topic, LATCHED)
         self._estops[robot].publish(Bool(data=on))

@@ -36,6 +36,7 @@ from efm_episode_node.fleet_client import FleetClient, Listener, Wish
 from efm_msgs.msg import GroundTruth
 from efm_ros.conversion import stamp_to_ns
 from efm_ros.intake import Intake
+from efm_ros.names import in_robot
 from efm_ros.qos import EVENTS, deep
 
 # Fixed, and far from the seeds that anybody would collect demonstrations with.
@@ -201,7 +202,7 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
         names = fleet.robots(robots)
         books = {name: TruthBook() for name in names}
         intake = Intake(fleet.node)
-        topics = {name: f"/{name}/ground_truth" if name else "/ground_truth" for name in names}
+        topics = {name: "/" + in_robot(name, "ground_truth") for name in names}
         for name, topic in topics.items():
             intake.subscribe(GroundTruth, topic, books[name].add, deep(EVENTS))
         ended = threading.Event()
