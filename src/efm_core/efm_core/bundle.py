@@ -10,17 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BundleInvalid, BundleTampered, BundleUnknown, EmbodimentMismatch
-from efm_core.files import BLOCK_BYTES, disk_full_is_told, sha256_of, sync, write_synced
+from efm_core.files import BLOCK_BYTES, disk_full_is_told, sha256_of, sync, temporary_folder, write_synced
 from efm_core.manifest import MANIFEST, BundleManifest, bundle_id, file_faults, leaves, parse_manifest
 
 __all__ = [
@@ -34,7 +31,7 @@ __all__ = [
 ]
 
 MAX_MANIFEST_BYTES = 16 << 20
-ABANDONED_S = 3600.0
+PARTIAL = ".bundle-"  # How the folder of a bundle that is being written begins.
 
 
 @dataclass(frozen=True)
@@ -134,26 +131,20 @@ def write_bundle(
     if manifest.files:
         raise BundleInvalid("expected a manifest with an empty table of files, which write_bundle fills")
     parent = Path(parent_dir)
-    partial = parent / f".bundle-{os.getpid()}-{os.urandom(4).hex()}.partial"
-    with disk_full_is_told("the bundle", parent):
+    with disk_full_is_told("the bundle", parent), temporary_folder(parent, PARTIAL) as partial:
+        table = {name: _store(partial, name, content) for name, content in files.items()}
+        text = dataclasses.replace(manifest, files=table).to_json()
+        parse_manifest(text, where="manifest")
+        write_synced(partial / MANIFEST, text)
+        sync(partial)
+        final = parent / bundle_id(text)
         try:
-            partial.mkdir(parents=True)
-            _sweep(parent)
-            table = {name: _store(partial, name, content) for name, content in files.items()}
-            text = dataclasses.replace(manifest, files=table).to_json()
-            parse_manifest(text, where="manifest")
-            write_synced(partial / MANIFEST, text)
-            sync(partial)
-            final = parent / bundle_id(text)
-            try:
-                partial.rename(final)
-            except OSError:
-                if not final.is_dir():
-                    raise  # Else the same content is there already.
-            sync(parent)
-            return load_bundle(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            partial.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise  # Else the same content is there already.
+        sync(parent)
+        return load_bundle(final)
 
 
 def embodiment_differences(mine: Embodiment, other: Embodiment) -> list[str]:
@@ -164,14 +155,6 @@ def embodiment_differences(mine: Embodiment, other: Embodiment) -> list[str]:
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
     ]
-
-
-def _sweep(parent: Path) -> None:
-    """Removes what writers that died left behind: partial bundles that nobody touched for an hour."""
-    for item in parent.glob(".bundle-*.partial"):
-        with suppress(FileNotFoundError):  # Another writer may be sweeping too.
-            if time.time() - item.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(item, ignore_errors=True)
 
 
 def _check_files(folder: Path, manifest: BundleManifest, verify: bool) -> None:

@@ -25,6 +25,7 @@ from efm_core.bundle import Bundle, write_bundle
 from efm_core.episode import list_episodes, observations_of, read_episode
 from efm_core.errors import BadRequest, BundleUnusable, EfmError, EpisodeInvalid
 from efm_core.external_data import DATA_FILE, MODEL_FILE, WEIGHTS_FILE, check_external_data
+from efm_core.files import disk_full_is_told, temporary_folder
 from efm_core.observation import Observation
 from efm_core.onnx_model import OnnxModel
 from efm_core.steps_to_go import StepsToGoBins, combine
@@ -56,6 +57,7 @@ def convert_bundle(
     Raises:
         BadRequest: An unknown precision, or numbers out of range.
         EpisodeInvalid: None of the episodes can be used.
+        SpoolFull: The disk is full, that of `out_dir` or that of temporary files.
         BundleUnusable: The model cannot be converted, or agrees less than it must.
     """
     if precision not in PRECISIONS or frames < 1 or not 0 <= least_agreement <= 1:
@@ -70,9 +72,13 @@ def convert_bundle(
     parity = {"source": "episode frames", "samples": len(seen), "precision": precision, "against": bundle.id}
     manifest = dataclasses.replace(bundle.manifest, files={}, parent_id=bundle.id, parity=parity)
     # A folder of its own, so that a bundle which is refused is never to be seen.
-    with tempfile.TemporaryDirectory() as folder:
-        files |= _converted(bundle, precision, Path(folder))
-        trial = write_bundle(Path(folder, "bundles"), manifest, files)
+    place = Path(tempfile.gettempdir())
+    with (
+        disk_full_is_told("the conversion (TMPDIR names another place)", place),
+        temporary_folder(place, "efm-conversion-", mode=0o700) as folder,
+    ):
+        files |= _converted(bundle, precision, folder)
+        trial = write_bundle(folder / "bundles", manifest, files)
         found = _compared(bundle, trial, seen)
         for name, share in found.items():
             if name.endswith("agreement") and share < least_agreement:
@@ -146,6 +152,8 @@ def _converted(bundle: Bundle, precision: str, folder: Path) -> dict[str, Path]:
                     weight_type=QuantType.QInt8,
                     use_external_data_format=beside,
                 )
+        except OSError:
+            raise  # The disk is full, or else at fault, not the bundle.
         except Exception as error:  # The tools' own exceptions have no common base but this.
             raise BundleUnusable(
                 f"bundle {bundle.id}: cannot be converted to {precision}: {error or type(error).__name__}"

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,11 @@ def made_whole(folder: Path, what: str) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     with disk_full_is_told(what, partial):
         partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadRequest(
-                f"{folder}: another process is making it; wait for it, or choose another"
-            ) from None
+        lock = lock_folder(partial)
+    except BlockingIOError:
+        raise BadRequest(f"{folder}: another process is making it; wait for it, or choose another") from None
+    try:
         with _removed_on_error(partial), disk_full_is_told(what, partial):
             _must_be_new(folder)  # Another process may have finished it just now.
             for left in partial.iterdir():  # By a process that was killed.
@@ -120,6 +117,63 @@ def made_whole(folder: Path, what: str) -> Iterator[Path]:
             partial.rename(folder)
             sync(folder.parent)
     finally:
+        os.close(lock)
+
+
+@contextmanager
+def temporary_folder(
+    parent: Path, prefix: str, suffix: str = ".partial", mode: int = 0o777
+) -> Iterator[Path]:
+    """Makes a folder that is removed at the end, unless it was renamed; removes those whose makers died.
+
+    Args:
+        parent: made where it is missing.
+        prefix: of its name.
+        suffix: of its name; all that are named so are made by this function.
+        mode: its permissions.
+    """
+    for left in parent.glob(f"{prefix}*{suffix}"):
+        with suppress(OSError):  # Its maker lives, or it is another user's.
+            lock = lock_folder(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    folder, own = _made_and_locked(parent, prefix, suffix, mode)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if own is not None:
+            os.close(own)
+
+
+def lock_folder(folder: Path) -> int:
+    """Locks a folder until what is returned is closed, or this process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process, or another part of this one, has locked it.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _made_and_locked(parent: Path, prefix: str, suffix: str, mode: int) -> tuple[Path, int | None]:
+    while True:
+        folder = parent / f"{prefix}{os.getpid()}-{os.urandom(4).hex()}{suffix}"
+        parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode)
+        try:
+            lock = lock_folder(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # Another process took it for a dead one's before it was locked.
+        except OSError:
+            return folder, None  # A file system without locks, on which nobody else can lock it either.
+        if folder.exists():
+            return folder, lock
         os.close(lock)
 
 

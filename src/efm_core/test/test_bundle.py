@@ -15,6 +15,7 @@ import pytest
 from efm_core.bundle import BundleManifest, bundle_id, load_bundle, parse_manifest, write_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BundleInvalid, BundleTampered, BundleUnknown, EmbodimentMismatch
+from efm_core.files import lock_folder
 
 EMBODIMENT: dict[str, Any] = {
     "name": "table",
@@ -221,9 +222,10 @@ def test_a_full_table_of_files_is_not_taken_for_an_empty_one(tmp_path: Path) -> 
     assert again.id == bundle.id
 
 
-def test_what_a_dead_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
-    for name in ("old", "new"):
+def test_what_a_dead_writer_left_is_removed_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    for name in ("dead", "living"):
         (tmp_path / f".bundle-{name}.partial").mkdir()
-    os.utime(tmp_path / ".bundle-old.partial", (0, 0))
+    lock = lock_folder(tmp_path / ".bundle-living.partial")
     bundle = write_bundle(tmp_path, manifest(), FILES)
-    assert {path.name for path in tmp_path.iterdir()} == {bundle.id, ".bundle-new.partial"}
+    os.close(lock)
+    assert {path.name for path in tmp_path.iterdir()} == {bundle.id, ".bundle-living.partial"}

@@ -3,6 +3,7 @@
 `<run>/checkpoints/step_<n>/` holds `weights.safetensors`, `optimizer.safetensors` (with torch's random state)
 and `state.json`; it is written under a temporary name, synced and renamed, and the two newest are kept. The
 best weights so far lie in `<run>/best/`, named by step, and are removed only when no checkpoint names them.
+One process writes at a time, and removes what one before it that was killed left half-written.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def save_checkpoint(
             sync(parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    for old in checkpoints(run)[:-KEPT]:
+    for old in (*checkpoints(run)[:-KEPT], *parent.glob(".step_*.partial")):
         shutil.rmtree(old)
     _remove_unnamed_best(run)
     return final
@@ -171,7 +172,7 @@ def _remove_unnamed_best(run: Path) -> None:
         except (OSError, ValueError, KeyError):
             continue
         named |= {entry["file"] for entry in best.values()}
-    for path in (run / "best").glob("*.safetensors"):
+    for path in (run / "best").glob("*"):
         if path.name not in named:
             path.unlink()
 

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,11 +30,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from efm_core.bundle import Bundle, load_bundle, write_bundle
+from efm_core.bundle import PARTIAL, Bundle, load_bundle, write_bundle
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable
 from efm_core.external_data import DATA_FILE, MODEL_FILE, ONE_FILE_BYTES, WEIGHTS_FILE
-from efm_core.files import disk_full_is_told
+from efm_core.files import disk_full_is_told, temporary_folder
 from efm_core.manifest import OUTPUTS as OUTPUTS_OF_KIND
 from efm_core.manifest import BundleManifest
 from efm_learner.backbones.adapters import merged
@@ -166,43 +165,38 @@ def export_bundle(
         raise BadRequest(f"export: expected an exporter of kind '{kind}', found '{exporter.kind}'")
     batch = random_batch(network, 8) if parity_batch is None else dict(parity_batch)
     out = Path(out_dir)
-    with disk_full_is_told("the bundle", out):
-        out.mkdir(parents=True, exist_ok=True)
-        # Of a name that `write_bundle` sweeps up after a crash.
-        with tempfile.TemporaryDirectory(prefix=".bundle-", suffix=".partial", dir=out) as folder:
-            files: dict[str, bytes | Path] = {**exporter.export(network, Path(folder))}
-            if isinstance(network, EfmNetwork):
-                save_weights(network, Path(folder, WEIGHTS_FILE))
-                files[WEIGHTS_FILE] = Path(folder, WEIGHTS_FILE)
-            instruction = dict(network.instruction)
-            if instruction["kind"] == "tokenizer":
-                file = Path(instruction["file"])
-                files[file.name], instruction["file"] = file, file.name
-            parity = {
-                "source": "random inputs" if parity_batch is None else "episode frames",
-                "samples": len(next(iter(batch.values()))),
-                "limit": PARITY_LIMIT,
-                "greatest_difference": check_parity(
-                    network, Path(folder, MODEL_FILE), batch, exporter.outputs
-                ),
-            }
-            fields: dict[str, Any] = {"git_revision": git_revision(), **manifest}
-            return write_bundle(
-                out,
-                BundleManifest(
-                    kind=kind,
-                    embodiment=embodiment.to_dict(),
-                    inputs=input_specs(network),
-                    outputs=_output_specs(network, exporter.outputs),
-                    opset=exporter.opset,
-                    instruction=instruction,
-                    backbone=network.backbone_settings,
-                    heads=network.heads,
-                    parity=parity,
-                    **fields,
-                ),
-                files,
-            )
+    with disk_full_is_told("the bundle", out), temporary_folder(out, PARTIAL) as folder:
+        files: dict[str, bytes | Path] = {**exporter.export(network, folder)}
+        if isinstance(network, EfmNetwork):
+            save_weights(network, folder / WEIGHTS_FILE)
+            files[WEIGHTS_FILE] = folder / WEIGHTS_FILE
+        instruction = dict(network.instruction)
+        if instruction["kind"] == "tokenizer":
+            file = Path(instruction["file"])
+            files[file.name], instruction["file"] = file, file.name
+        parity = {
+            "source": "random inputs" if parity_batch is None else "episode frames",
+            "samples": len(next(iter(batch.values()))),
+            "limit": PARITY_LIMIT,
+            "greatest_difference": check_parity(network, folder / MODEL_FILE, batch, exporter.outputs),
+        }
+        fields: dict[str, Any] = {"git_revision": git_revision(), **manifest}
+        return write_bundle(
+            out,
+            BundleManifest(
+                kind=kind,
+                embodiment=embodiment.to_dict(),
+                inputs=input_specs(network),
+                outputs=_output_specs(network, exporter.outputs),
+                opset=exporter.opset,
+                instruction=instruction,
+                backbone=network.backbone_settings,
+                heads=network.heads,
+                parity=parity,
+                **fields,
+            ),
+            files,
+        )
 
 
 def load_network(bundle: Bundle | Path | str) -> EfmNetwork:

@@ -1,5 +1,7 @@
 """`efm bundle convert`: lower precision, measured on recorded frames, refused where it changes too much."""
 
+import errno
+import os
 from dataclasses import replace
 
 import dots
@@ -10,7 +12,7 @@ from efm_core.bundle import load_bundle, write_bundle
 from efm_core.bundle_command import main
 from efm_core.conversion import convert_bundle
 from efm_core.episode import list_episodes, read_episode
-from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable, EpisodeInvalid
+from efm_core.errors import BadRequest, BundleInvalid, BundleUnusable, EpisodeInvalid, SpoolFull
 from efm_core.onnx_model import OnnxModel
 from efm_learner.export import load_network
 from efm_learner.labelling import Judge
@@ -110,3 +112,16 @@ def test_the_command_tells_where_the_bundle_is_and_what_it_measured(bundle, epis
     assert "action_agreement = " in told and str(tmp_path) in told
     assert main([*arguments, "--episodes", str(tmp_path / "nothing")]) == 1
     assert f"EpisodeInvalid: {tmp_path / 'nothing'}" in capsys.readouterr().out
+
+
+def test_a_full_disk_for_temporary_files_is_no_fault_of_the_bundle(bundle, episodes, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    left = tmp_path / "efm-conversion-killed.partial"
+    left.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("onnxruntime.quantization.shape_inference.quant_pre_process", full)
+    with pytest.raises(SpoolFull, match=r"TMPDIR.*cannot be written.*No space left"):
+        convert_bundle(bundle, "int8", episodes, tmp_path / "made")
+    assert not list(tmp_path.iterdir()), "nor is anything left of a conversion that was killed"

@@ -100,6 +100,15 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     assert list(again) == [9, 10, 11, 12] and again[12] == whole[12]
 
 
+def test_what_a_killed_training_left_half_written_is_removed(tmp_path):
+    torn = tmp_path / "checkpoints/.step_00000004.1.partial", tmp_path / "best/.policy_00000004.1.partial"
+    torn[0].mkdir(parents=True)
+    torn[1].parent.mkdir()
+    torn[1].touch()
+    run(CONFIG, tmp_path)
+    assert not any(path.exists() for path in torn)
+
+
 def test_other_settings_are_refused_in_the_same_folder(tmp_path):
     run(CONFIG, tmp_path)
     with pytest.raises(BadRequest, match="learning_rate: 0.0005 then, 0.1 now"):
