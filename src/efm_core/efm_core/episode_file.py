@@ -7,6 +7,7 @@ action is the business of episode_rows.py.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import struct
@@ -162,6 +163,17 @@ def list_episodes(directory: Path | str) -> list[Path]:
     robots = [item for item in visible if not is_episode(item)]
     inside = [item for robot in robots for item in robot.iterdir() if is_episode(item)]
     return sorted([item for item in visible if is_episode(item)] + inside, key=lambda item: item.name)
+
+
+def incomplete_episodes(directory: Path | str) -> list[Path]:
+    """Returns the folders in a directory, or in those of a fleet, that hold a part of an episode only."""
+    root = Path(directory)
+    parts = itertools.chain.from_iterable(
+        root.glob(pattern) for pattern in ("*/*.mcap", "*/*/*.mcap", f"*/{METADATA}", f"*/*/{METADATA}")
+    )
+    places = {part.parent for part in parts}
+    hidden = {path for path in places if any(name.startswith(".") for name in path.relative_to(root).parts)}
+    return sorted(path for path in places - hidden if not is_episode(path))
 
 
 def read_episode_file(folder: Path | str, unread: Iterable[str] = ()) -> EpisodeFile:

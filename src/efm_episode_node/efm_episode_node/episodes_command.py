@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from efm_core.embodiment import load_embodiment
 from efm_core.episode import check_episode, list_episodes, read_episode, read_summary
-from efm_core.episode_file import is_episode, read_episode_file
+from efm_core.episode_file import incomplete_episodes, is_episode, read_episode_file
 from efm_core.errors import BadRequest, EfmError
 from efm_core.summary import Outcome, Summary
 
@@ -223,20 +223,11 @@ def episodes_in(folder: Path) -> list[Path]:
     Raises:
         BadRequest: There is no such folder, or no episode in it.
     """
-    found = sorted({*list_episodes(folder), *_incomplete(folder)}, key=lambda path: path.name)
+    found = sorted({*list_episodes(folder), *incomplete_episodes(folder)}, key=lambda path: path.name)
     if not found:
         what = "no episode in it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise BadRequest(f"{folder}: expected a folder of episodes, found {what}")
     return found
-
-
-def _incomplete(folder: Path) -> list[Path]:
-    """Returns the folders with a part of an episode, in a spool or in those of a fleet."""
-    parts = [*folder.glob("*/*.mcap"), *folder.glob("*/*/*.mcap")]
-    parts += [*folder.glob("*/metadata.yaml"), *folder.glob("*/*/metadata.yaml")]
-    places = {part.parent for part in parts}
-    hidden = {path for path in places if any(name.startswith(".") for name in path.relative_to(folder).parts)}
-    return sorted(path for path in places - hidden if not is_episode(path))
 
 
 if __name__ == "__main__":

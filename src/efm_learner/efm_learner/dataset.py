@@ -31,7 +31,7 @@ from efm_core.episode import (
     read_episode,
     read_summary,
 )
-from efm_core.episode_file import bag_file
+from efm_core.episode_file import bag_file, incomplete_episodes
 from efm_core.errors import EfmError, EmbodimentMismatch, EpisodeInvalid
 from efm_core.files import sha256_of
 from efm_learner.frame_cache import FrameCache, Wanted
@@ -129,7 +129,7 @@ def load_episodes(
     wanted = list(more)
     frame_cache = FrameCache((cache or folder / ".cache") / embodiment.digest, embodiment)
     known = frame_cache.digests()
-    for path in list_episodes(folder):
+    for path in [*list_episodes(folder), *incomplete_episodes(folder)]:
         try:
             digest = sha256_of(bag_file(path))
             # What is in the cache was found fit to teach when it was decoded.

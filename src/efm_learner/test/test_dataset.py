@@ -103,7 +103,7 @@ def test_two_processes_share_one_cache(recorded, tmp_path):
     assert sum(len(json.loads((p / "index.json").read_text())["episodes"]) for p in packs) == 10
 
 
-def test_what_no_demonstrator_vouched_for_is_left_out_and_counted(tmp_path):
+def test_what_no_demonstrator_vouched_for_is_left_out_and_counted(tmp_path, caplog):
     dots.record(tmp_path, dots.episode(0))
     dots.record(tmp_path, dots.episode(1), outcome=Outcome.DISCARDED)
     dots.record(tmp_path, dots.episode(2), mode=Mode.PRACTICE)
@@ -111,9 +111,13 @@ def test_what_no_demonstrator_vouched_for_is_left_out_and_counted(tmp_path):
     broken = dots.record(tmp_path, dots.episode(4))
     file = next(broken.glob("*.mcap"))
     file.write_bytes(file.read_bytes()[:-200])
+    (dots.record(tmp_path, dots.episode(5)) / "metadata.yaml").unlink()
+    next(dots.record(tmp_path, dots.episode(6)).glob("*.mcap")).unlink()
     tables = load(tmp_path, None)
     assert tables.training.episode_ids == ["episode_000"]
-    assert tables.skipped == {"outcome discarded": 1, "mode practice": 1, "mode evaluate": 1, "unreadable": 1}
+    assert tables.skipped == {"outcome discarded": 1, "mode practice": 1, "mode evaluate": 1, "unreadable": 3}
+    for words in ("episode_005: expected a file metadata.yaml", "expected a file episode_006.mcap"):
+        assert words in caplog.text
     assert "1 left out: outcome discarded" in tables.description()
 
 
