@@ -98,7 +98,8 @@ def made_whole(folder: Path, what: str) -> Iterator[Path]:
         what: it holds, for errors.
 
     Raises:
-        BadRequest: the folder exists, or another process is making it. SpoolFull: the disk is full.
+        BadRequest: the folder exists, another process is making it, or somebody takes it away meanwhile.
+        SpoolFull: the disk is full.
     """
     _must_be_new(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -113,8 +114,9 @@ def made_whole(folder: Path, what: str) -> Iterator[Path]:
             _must_be_new(folder)  # Another process may have finished it just now.
             for left in partial.iterdir():  # By a process that was killed.
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield partial
-            partial.rename(folder)
+            with _gone_is_told(partial, what):
+                yield partial
+                partial.rename(folder)
             sync(folder.parent)
     finally:
         os.close(lock)
@@ -180,6 +182,18 @@ def _made_and_locked(parent: Path, prefix: str, suffix: str, mode: int) -> tuple
 def _must_be_new(folder: Path) -> None:
     if folder.exists():
         raise BadRequest(f"{folder}: expected a folder that does not exist yet; choose another or remove it")
+
+
+@contextmanager
+def _gone_is_told(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise BadRequest(
+            f"{folder}: was removed or moved while {what} was written into it; nothing was made, begin again"
+        ) from error
 
 
 @contextmanager

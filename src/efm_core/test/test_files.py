@@ -39,6 +39,16 @@ def test_a_second_maker_of_a_folder_is_refused_and_the_first_goes_on(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["new"]
 
 
+def test_a_folder_that_is_taken_away_while_it_is_made_is_told(tmp_path):
+    told = r"\.made\.partial: was removed or moved while the data was written into it"
+    with pytest.raises(BadRequest, match=told), made_whole(tmp_path / "made", "the data") as partial:
+        partial.rmdir()
+        (partial / "new").touch()
+    with pytest.raises(BadRequest, match=told), made_whole(tmp_path / "made", "the data") as partial:
+        partial.rmdir()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "file"
     for content in (b"old", b"new"):

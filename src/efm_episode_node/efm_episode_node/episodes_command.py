@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -190,7 +191,8 @@ def run_plot(options: argparse.Namespace) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     """Writes a LeRobot data set."""
-    from efm_episode_node.lerobot.export import LOST, export_lerobot
+    from efm_episode_node.lerobot.export import export_lerobot
+    from efm_episode_node.lerobot.format import EFM_PATH
 
     # A folder that is named twice, or lies within another, gives its episodes once.
     folders = list(
@@ -200,7 +202,7 @@ def run_export(options: argparse.Namespace) -> int:
     print(f"{count} episodes exported to {options.out}")
     for reason, number in sorted(left_out.items()):
         print(f"left out: {number} {reason}")
-    for text in LOST:
+    for text in json.loads((options.out / EFM_PATH).read_text())["lost"]:
         print(f"lost: {text}")
     return 0
 

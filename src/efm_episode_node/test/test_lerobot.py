@@ -324,6 +324,30 @@ def test_images_with_an_odd_size_can_be_exported(tmp_path):
     assert check_episode(tmp_path / "back/e0") == []
 
 
+def test_nothing_is_said_of_video_where_there_is_no_camera(tmp_path, capsys):
+    record(tmp_path / "recorded", 0, load_embodiment("pointmass"))
+    out = tmp_path / "dataset"
+    command = ["export", "--to", "lerobot", str(tmp_path / "recorded"), "--out", str(out)]
+    assert episodes_command.main(command) == 0
+    said = capsys.readouterr().out
+    assert "lost: stamps" in said and "lost: images" not in said
+    assert all(
+        "stamps" in text or "topics" in text
+        for text in json.loads((out / "meta/efm.json").read_text())["lost"]
+    )
+
+
+def test_an_episode_that_cannot_be_exported_is_named(tmp_path, caplog):
+    record(tmp_path / "recorded", 0)
+    file = tmp_path / "recorded/e1/e1.mcap"
+    record(tmp_path / "recorded", 1)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert export_lerobot(list_episodes(tmp_path / "recorded"), tmp_path / "dataset") == (
+        1, {"unreadable": 1}
+    )  # fmt: skip
+    assert f"{file}: ends after" in caplog.text
+
+
 def test_the_commands_say_what_was_left_out_and_lost(recorded, tmp_path, capsys):
     out = tmp_path / "dataset"
     assert episodes_command.main(["export", "--to", "lerobot", str(recorded), "--out", str(out)]) == 0

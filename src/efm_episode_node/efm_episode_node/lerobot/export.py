@@ -11,6 +11,7 @@ data set.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -31,13 +32,16 @@ from efm_episode_node.lerobot import format as lerobot
 from efm_episode_node.lerobot.statistics import ImageStatistics, RunningStatistics, vector_statistics
 from efm_episode_node.lerobot.video import CODEC, QUALITY, VideoFiles
 
+UNREADABLE = "unreadable"
 BATCH = 50  # Rows of meta/episodes that are written at once.
+LOST_OF_IMAGES = f"images were encoded as video ({CODEC}, crf {QUALITY}), which changes pixels a little"
 LOST = (
-    f"images were encoded as video ({CODEC}, crf {QUALITY}), which changes pixels a little",
     "stamps became multiples of the control period",
     "of the recorded topics only observations, commands, labels and summaries were taken: no tokens, "
     "log-probabilities, safety gate flags or ground truth",
 )
+
+_log = logging.getLogger(__name__)
 
 
 def export_lerobot(
@@ -79,7 +83,8 @@ def _wanted(folders: Sequence[Path], failures: bool, left_out: Counter[str]) -> 
         try:
             summary = read_summary(folder)
         except EfmError as error:
-            left_out[f"unreadable ({type(error).__name__})"] += 1
+            _log.warning("%s", error)
+            left_out[UNREADABLE] += 1
             continue
         if reason := _unwanted(summary, failures):
             left_out[reason] += 1
@@ -101,7 +106,8 @@ def _write(
         try:
             episode = read_episode(folder)
         except EfmError as error:
-            left_out[f"unreadable ({type(error).__name__})"] += 1
+            _log.warning("%s", error)
+            left_out[UNREADABLE] += 1
             continue
         if len(episode) < 2 or not np.isfinite(episode.actions[:-1]).all():
             left_out["without a known command for every step"] += 1
@@ -219,7 +225,11 @@ class _Writer:
             "video_path": lerobot.VIDEO_PATH if self._videos else None,
             "features": {**{video.key: video.feature() for video in self._videos}, **self._features},
         }
-        efm = {"format": 1, "embodiment": self._embodiment.to_dict(), "lost": list(LOST)}
+        efm = {
+            "format": 1,
+            "embodiment": self._embodiment.to_dict(),
+            "lost": [LOST_OF_IMAGES] * bool(self._videos) + list(LOST),
+        }
         for path, value in (
             (lerobot.INFO_PATH, info),
             (lerobot.STATS_PATH, self._statistics.total()),
