@@ -4,6 +4,7 @@ steps.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +18,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from efm_core.episode import Episode
 from efm_core.errors import BadRequest
+from efm_core.files import replace_file
 from efm_core.summary import Actor
 
 FRAMES = 8  # Images in the strip of one camera.
@@ -28,7 +30,7 @@ def plot_episode(episode: Episode, out: Path) -> None:
     """Writes the picture; the file's ending says the format.
 
     Raises:
-        BadRequest: `out` is a folder, or ends in a format that cannot be drawn.
+        BadRequest: `out` is a folder, or ends in a format that cannot be drawn. SpoolFull: The disk is full.
     """
     formats = sorted(FigureCanvasBase.get_supported_filetypes())
     if out.is_dir() or out.suffix[1:].lower() not in formats:
@@ -72,8 +74,10 @@ def plot_episode(episode: Episode, out: Path) -> None:
         f"{summary.end_reason.name.lower()}, {summary.steps} steps",
         parse_math=False,  # Instructions are words, also those with a $.
     )
-    figure.savefig(out, dpi=100)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100, format=out.suffix[1:].lower())
     plt.close(figure)
+    replace_file(out, drawn.getvalue())
 
 
 def _strip(axis: Axes, episode: Episode, camera: str) -> None:

@@ -1,12 +1,13 @@
 """`efm episodes` on good and on damaged recordings: every damaged one is named, with what is wrong."""
 
+import errno
 import shutil
 
 import numpy as np
 import pytest
 
 from efm_core.embodiment import load_embodiment
-from efm_core.errors import BadRequest, EpisodeInvalid, EpisodeTruncated
+from efm_core.errors import BadRequest, EpisodeInvalid, EpisodeTruncated, SpoolFull
 from efm_core.summary import Actor, EndReason, Mode, Outcome, Summary
 from efm_episode_node import episodes_command
 from efm_episode_node.lerobot.episode_maker import make_episode
@@ -95,6 +96,19 @@ def test_an_instruction_is_shown_as_it_was_given(tmp_path, capsys):
 def test_a_picture_that_cannot_be_drawn_is_refused(spool, tmp_path, name, found):
     with pytest.raises(BadRequest, match=found):
         episodes_command.main(["plot", str(spool / "robot_1/good"), "--out", str(tmp_path / name)])
+
+
+def test_a_picture_that_finds_no_room_on_the_disk_leaves_the_one_before(spool, tmp_path, monkeypatch):
+    def full(path, data):
+        path.write_bytes(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "one.png").write_bytes(b"before")
+    monkeypatch.setattr("efm_core.files.write_synced", full)
+    with pytest.raises(SpoolFull, match="one.png cannot be written"):
+        episodes_command.main(["plot", str(spool / "robot_1/good"), "--out", str(tmp_path / "one.png")])
+    assert {path.name for path in tmp_path.iterdir()} == {"robot_1", "one.png"}
+    assert (tmp_path / "one.png").read_bytes() == b"before"
 
 
 def test_an_episode_of_a_folder_that_is_named_twice_is_exported_once(spool, tmp_path, capsys):
