@@ -192,9 +192,9 @@ class Guard:
         return {"instant": self._instant, "returns": self._returns, "tallies": tallies}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` returned."""
+        """Takes back what `state` returned, also that of a version which did not keep the returns yet."""
         self._instant = list(state["instant"])
-        self._returns = [(count, mean_return) for count, mean_return in state["returns"]]
+        self._returns = [(count, mean_return) for count, mean_return in state.get("returns", ())]
         self._tallies = {int(version): _Tally(**tally) for version, tally in state["tallies"].items()}
 
     def _instant_message(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from efm_core.bundle import Bundle, load_bundle, write_bundle
 from efm_core.errors import BadRequest, SpoolLocked
 from efm_core.files import disk_full_is_told, replace_json
+from efm_core.manifest import leaves
 
 __all__ = ["RunFolder", "owned"]
 
@@ -90,16 +91,17 @@ class RunFolder:
                 raise BadRequest(f"{path}: expected settings in JSON, found: {error}") from error
             if found == mine:
                 return
-            keys = sorted((found.keys() | mine.keys()) - set(free))
-            changed = [
-                f"{key} was {found.get(key)!r}, is {mine.get(key)!r}"
-                for key in keys
-                if found.get(key) != mine.get(key)
-            ]
+            before, now = (
+                leaves({key: value for key, value in values.items() if key not in set(free)})
+                for values in (found, mine)
+            )
+            changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
             if changed:
+                told = "; ".join(f"{key} was {_told(before, key)}, is {_told(now, key)}" for key in changed)
+                same = "ones" if before.keys() == now.keys() else "version of EFM"
                 raise BadRequest(
-                    f"{self.path}: this run was begun with other settings: {'; '.join(changed)}; go on with "
-                    "the same ones, or name a new folder"
+                    f"{self.path}: this run was begun with other settings: {told}; go on with the same "
+                    f"{same}, or name a new folder"
                 )
         replace_json(path, mine)
 
@@ -124,6 +126,10 @@ class RunFolder:
         with os.scandir(self.episodes) as entries:
             names = sorted(item.name for item in entries if item.is_dir() and not item.name.startswith("."))
         return [self.episodes / name for name in names]
+
+
+def _told(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "unknown"
 
 
 def _take(folder: Path) -> int:

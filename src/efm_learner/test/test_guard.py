@@ -194,3 +194,15 @@ def test_a_restart_in_between_changes_nothing():
 def test_settings_out_of_range_are_refused_by_name(changes):
     with pytest.raises(BadRequest, match=next(iter(changes))):
         GuardSettings(**changes)
+
+
+def test_a_state_from_before_the_guard_kept_returns_is_evidence_of_everything_else():
+    whole = Guard(GuardSettings(), hold=2)
+    for _ in range(5):
+        whole.record(3, True, True, 20)
+    whole.judge(episodes=5, mean_return=-1.0)
+    older = {key: value for key, value in whole.state().items() if key != "returns"}
+    restored = Guard(GuardSettings(), hold=2)
+    restored.restore(older)
+    assert restored.ranking() == whole.ranking() == [3]
+    assert restored.state() == {**whole.state(), "returns": []}

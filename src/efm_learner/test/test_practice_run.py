@@ -305,7 +305,7 @@ def test_a_run_has_one_owner(start, tmp_path, bundles):
 
 def test_other_settings_or_bundles_are_refused_by_name(start, bundles, tmp_path):
     start()
-    with pytest.raises(BadRequest, match="begun with other settings: practice was .*'gamma': 0.9.* is "):
+    with pytest.raises(BadRequest, match=r"begun with other settings: practice\.gamma was 0\.9, is 0\.5; go"):
         start(RunSettings(replace(PRACTICE, gamma=0.5)))
     other = write_random_bundle(
         practised.pointmass(), tmp_path, "reward", 9, settings=practised.SMALL, success_threshold=1.0
@@ -315,6 +315,18 @@ def test_other_settings_or_bundles_are_refused_by_name(start, bundles, tmp_path)
     with pytest.raises(BadRequest, match="verifier was"):
         start(verifier=None)
     start()
+
+
+def test_a_run_of_a_version_that_lacked_a_setting_is_refused_with_its_name(start):
+    run = start()
+    settings = run.folder.path / "settings.json"
+    run.close()
+    found = json.loads(settings.read_text())
+    del found["practice"]["cap_at_start"]
+    settings.write_text(json.dumps(found))
+    told = r"other settings: practice\.cap_at_start was unknown, is False; go on with the same version of EFM"
+    with pytest.raises(BadRequest, match=told):
+        start()
 
 
 def test_settings_are_written_as_a_whole(start, tmp_path):
