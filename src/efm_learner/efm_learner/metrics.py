@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from efm_core.files import replace_file
+
 
 class MetricsWriter:
     """Appends scalars of a run.
@@ -15,13 +17,16 @@ class MetricsWriter:
     Args:
         run: Folder of the run.
         step: Steps done so far; what an interrupted run wrote of later ones is removed.
+
+    Raises:
+        SpoolFull: The disk is full; what an interrupted run wrote is still there.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
         kept = [entry for entry in read_metrics(run) if entry["step"] <= step] if path.exists() else []
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        replace_file(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest
+from efm_core.files import replace_file
 from efm_learner.batches import BatchMaker
 from efm_learner.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from efm_learner.metrics import MetricsWriter
@@ -227,7 +228,8 @@ class _Report:
         self._metrics: MetricsWriter | None = None
         if main_process:
             self._metrics = MetricsWriter(out, step)
-            (out / "config.json").write_text(json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+            text = json.dumps(config.to_dict(), indent=2, default=list)
+            replace_file(out / "config.json", f"{text}\n".encode())
         shown = main_process and sys.stderr.isatty()
         self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=not shown)
 

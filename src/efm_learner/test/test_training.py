@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes exactly, stops on SIGTERM, and shares batches between processes."""
 
+import errno
 import os
 import signal
 import socket
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from efm_core.errors import BadRequest
+from efm_core.errors import BadRequest, SpoolFull
 from efm_learner.batches import Mixture
 from efm_learner.checkpoint import checkpoints
-from efm_learner.metrics import read_metrics
+from efm_learner.metrics import MetricsWriter, read_metrics
 from efm_learner.samples import Labelling, make_table
 from efm_learner.sft_config import SftConfig
 from efm_learner.training import train
@@ -107,6 +108,20 @@ def test_what_a_killed_training_left_half_written_is_removed(tmp_path):
     torn[1].touch()
     run(CONFIG, tmp_path)
     assert not any(path.exists() for path in torn)
+
+
+def test_metrics_of_an_interrupted_training_outlive_a_full_disk(tmp_path, monkeypatch):
+    MetricsWriter(tmp_path).write(1, {"sft/loss": 2.0})
+
+    def full(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("efm_core.files.write_synced", full)
+        with pytest.raises(SpoolFull, match="metrics.jsonl cannot be written"):
+            MetricsWriter(tmp_path, 1)
+    assert read_metrics(tmp_path) == [{"step": 1, "sft/loss": 2.0}]
 
 
 def test_other_settings_are_refused_in_the_same_folder(tmp_path):
