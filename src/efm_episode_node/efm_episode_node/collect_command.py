@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efm_core.errors import EfmError
+from efm_core.errors import EfmError, SpoolLocked
+from efm_core.files import lock_folder
 from efm_core.summary import Mode, Outcome, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
 
@@ -131,6 +133,32 @@ def stack_arguments(options: argparse.Namespace) -> list[str]:
 
 
 @contextlib.contextmanager
+def alone(logs: Path) -> Iterator[None]:
+    """Keeps others from recording to the same place while the block runs.
+
+    Args:
+        logs: Folder that is locked, made where it is missing.
+
+    Raises:
+        SpoolLocked: Another collection has it. BadRequest: There are robots in this ROS domain already.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_folder(logs)
+    except BlockingIOError:
+        raise SpoolLocked(
+            f"{logs.parent}: expected it free, found another efm collect that records there; wait for its "
+            "end, or name another --spool"
+        ) from None
+    try:
+        with FleetClient("efm_collect_look") as fleet:
+            fleet.expect_nobody()
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
 def started_stack(options: argparse.Namespace) -> Iterator[list[str]]:
     """Runs `efm up collect` around a block where a world is named; gives the names of the robots wanted."""
     names = [name.strip().strip("/") for name in options.robots.split(",") if name.strip()]
@@ -141,19 +169,20 @@ def started_stack(options: argparse.Namespace) -> Iterator[list[str]]:
     logs = options.spool / ".logs"
     command = [sys.executable, "-m", "efm_bringup.efm", "up", "collect", "--logs", str(logs)]
     command += [f"robots:={','.join(names)}", *stack_arguments(options)]
-    # A session of its own: Ctrl+C reaches this command, which then stops the stack in order.
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        yield names
-    except EfmError:
-        print(f"efm collect: the logs of the started nodes are in {logs}", file=sys.stderr)
-        raise
-    finally:
-        process.send_signal(signal.SIGINT)
+    with alone(logs):
+        # A session of its own: Ctrl+C reaches this command, which then stops the stack in order.
+        process = subprocess.Popen(command, start_new_session=True)
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            yield names
+        except EfmError:
+            print(f"efm collect: the logs of the started nodes are in {logs}", file=sys.stderr)
+            raise
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 if __name__ == "__main__":

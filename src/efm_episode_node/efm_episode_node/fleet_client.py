@@ -30,6 +30,7 @@ from efm_ros.qos import EVENTS, LATCHED
 
 ACTION = "episodes/run"
 FOUND_WITHIN_S, TOLD_AFTER_S = 60.0, 5.0  # Robots that are being started.
+ALONE_S = 2.0  # Robots that are there are found sooner.
 POLL_S = 0.1
 SILENCE_S = 15.0  # The status comes once a second; a node that is silent for so long is gone.
 ANSWER_S = 5.0
@@ -125,8 +126,7 @@ class FleetClient:
         found: set[str] = set()
         told = False
         while time.monotonic() < began + deadline_s:
-            names = [name for name, _ in get_action_names_and_types(self.node)]
-            now = {name[: -len(ACTION)].strip("/") for name in names if name.endswith("/" + ACTION)}
+            now = self._there()
             if (wanted and set(wanted) <= now) or (not wanted and now and now == found):
                 return list(wanted) or sorted(now)
             found = now
@@ -140,6 +140,22 @@ class FleetClient:
                 told = True
             self._ending.wait(0.5)
         raise WaitTimeout(f"waited {what}")
+
+    def expect_nobody(self, seconds: float = ALONE_S) -> None:
+        """Returns after some seconds (steady clock) in which no robot was found.
+
+        Raises:
+            BadRequest: One was; of two simulations of a domain, either would answer requests.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := self._there():
+                raise BadRequest(
+                    "expected no robot in this ROS domain before one is started, found "
+                    f"{', '.join(name or 'one without a name' for name in sorted(found))}; collect with "
+                    "those (without --world), wait for their end, or choose another ROS_DOMAIN_ID"
+                )
+            self._ending.wait(POLL_S)
 
     def run(self, robots: Sequence[str], wish: Wish, listener: Listener) -> list[EfmError]:
         """Runs the wished episodes on all robots at once, and gives the errors that ended a robot's share
@@ -163,6 +179,11 @@ class FleetClient:
             self._cancel()
             raise
         return [share.error for share in shares if share.error is not None]
+
+    def _there(self) -> set[str]:
+        """Returns the robots that are found now."""
+        names = [name for name, _ in get_action_names_and_types(self.node)]
+        return {name[: -len(ACTION)].strip("/") for name in names if name.endswith("/" + ACTION)}
 
     def _cancel(self) -> None:
         """Cancels what still runs and waits for its end."""

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import threading
 
 import pytest
 
-from efm_core.errors import BadRequest, WaitTimeout
+from efm_core.errors import BadRequest, SpoolLocked, WaitTimeout
+from efm_core.files import lock_folder
 from efm_core.summary import EndReason, Mode, Summary
 from efm_episode_node import collect_command, evaluate_command
 from efm_episode_node.evaluate_command import TruthBook, evaluate
@@ -50,6 +52,28 @@ def test_options_of_a_simulation_need_its_world(capsys):
     with pytest.raises(SystemExit):
         collect_command.parse(changes)
     assert "expected --world" in capsys.readouterr().err
+
+
+def test_a_simulation_is_not_started_beside_robots_that_would_answer_in_its_place(stack, in_background):
+    stack.start_sim()
+    stack.start_episodes()
+    spool = stack.folder / "other"
+
+    def refused():
+        with pytest.raises(BadRequest, match="expected no robot in this ROS domain .* found robot_1"):
+            collect_command.main(["--world", "pointmass", "--episodes", "1", "--spool", str(spool)])
+        return True
+
+    assert in_background(refused, "the refusal")
+    assert [path.name for path in spool.iterdir()] == [".logs"]
+
+
+def test_a_second_collection_into_the_same_folder_is_refused(tmp_path):
+    (tmp_path / ".logs").mkdir()
+    lock = lock_folder(tmp_path / ".logs")
+    with pytest.raises(SpoolLocked, match="another efm collect .* name another --spool"):
+        collect_command.main(["--world", "pointmass", "--episodes", "1", "--spool", str(tmp_path)])
+    os.close(lock)
 
 
 def test_evaluate_writes_what_the_detector_said_beside_the_truth(stack, in_background, capsys):
