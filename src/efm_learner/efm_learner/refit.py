@@ -22,7 +22,7 @@ import numpy as np
 
 from efm_core.bundle import Bundle
 from efm_core.episode import EndReason, list_episodes, read_episode
-from efm_core.episode_file import bag_file
+from efm_core.episode_file import bag_file, incomplete_episodes
 from efm_core.errors import BadRequest, EpisodeInvalid
 from efm_core.files import replace_json, sha256_of
 from efm_learner.calibrate import calibrate, firing_times
@@ -94,6 +94,9 @@ def refit(
         )
     wanted = [_wanted(path, reward, Judge(verifier)) for path in practised]
     own = {path.name for path in practised}
+    cut = incomplete_episodes(run / "episodes")
+    for path in cut:
+        _log.warning("%s: expected a bag and its metadata.yaml, found one of them; it is left out", path)
     episodes, frames, _ = load_episodes(demonstrations, embodiment, out / ".cache", wanted)
     labelled = Counter("successful" if e.success else "censored" for e in episodes if e.id in own)
     if not labelled or labelled.total() == len(episodes):
@@ -101,7 +104,7 @@ def refit(
             f"refit: expected demonstrations in {demonstrations} and practice episodes in {run}/episodes, "
             f"found {len(episodes) - labelled.total()} and {labelled.total()} that can be used"
         )
-    labelled["left out"] = len(own) - labelled.total()
+    labelled["left out"] = len(own) + len(cut) - labelled.total()
 
     def table(part: list[EpisodeArrays]) -> StepTable:
         made = make_table(part, embodiment, config.labelling, frames(part))
