@@ -183,6 +183,22 @@ def check_learner(snapshot: Snapshot) -> Iterator[Finding]:
             )
 
 
+def check_actors(snapshot: Snapshot) -> Iterator[Finding]:
+    """Are the nodes there that act and judge, where episodes need them?"""
+    for name, values in sorted(snapshot.nodes.items()):
+        if "spool" not in values or values.get("mode") not in ("practice", "evaluate"):
+            continue
+        space = name.rpartition("/")[0]
+        for topic, missing in (("policy_step", "policy node acts"), ("steps_to_go", "reward node judges")):
+            if not snapshot.topic(f"{space}/{topic}").publishers:
+                yield Finding(
+                    Level.WRONG,
+                    f"{space}/{topic}",
+                    f"nobody publishes it: {name} is there to {values['mode']}, and no {missing}",
+                    "see that node's log, where it refuses to start it says why; or start it",
+                )
+
+
 def check_models(snapshot: Snapshot) -> Iterator[Finding]:
     """Does the model run on what the machine has?"""
     for diagnosis in snapshot.diagnoses:
@@ -221,6 +237,7 @@ CHECKS: tuple[Callable[[Snapshot], Iterator[Finding]], ...] = (
     check_qos,
     check_diagnostics,
     check_learner,
+    check_actors,
     check_models,
     check_disks,
 )

@@ -7,6 +7,7 @@ a while (`efm demo`, `efm practice`). Left out: event handlers, composition, rem
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,6 +24,9 @@ from efm_bringup.stacks import NodeSpec
 from efm_core.errors import WaitTimeout
 
 RESPAWN_DELAY_S = 1.0
+# One that dies again within so long waits twice as long as before, since it will say the same words again.
+SETTLED_S = 20.0
+LONGEST_DELAY_S = 32.0
 STOP_DEADLINE_S = 10.0  # Twice what a whole stack may take; a learner ends its iteration first.
 KILL_DEADLINE_S = 2.0
 # Ends a node in order when its launcher is gone, however that died: robots never act with nobody in charge.
@@ -46,8 +50,17 @@ def command_of(node: NodeSpec) -> list[str]:
 class _Running:
     node: NodeSpec
     process: subprocess.Popen[bytes]
-    restarts: int = 0
+    started_s: float
+    delay_s: float = 0.0  # Before the newest start; 0: it was the first.
     restart_at: float | None = None
+
+    def next_delay_s(self, now_s: float) -> float:
+        """Returns how long a node that died now stays down: ever longer, until it has lived for a while."""
+        if not self.node.respawn:
+            return math.inf
+        if not self.delay_s or now_s - self.started_s > SETTLED_S:
+            return RESPAWN_DELAY_S
+        return min(2.0 * self.delay_s, LONGEST_DELAY_S)
 
 
 class ProcessGroup:
@@ -79,7 +92,7 @@ class ProcessGroup:
             self._logs.mkdir(parents=True, exist_ok=True)
         try:
             for node in self._nodes:
-                self._running.append(_Running(node, self._start(node)))
+                self._running.append(_Running(node, self._start(node), time.monotonic()))
         except BaseException:
             self.stop()
             raise
@@ -91,7 +104,8 @@ class ProcessGroup:
     def watch(self) -> list[str]:
         """Starts nodes again that died, and returns a line for each that was found dead.
 
-        Call it every second or so. A node without `respawn` stays dead.
+        Call it every second or so. A node without `respawn` stays dead. One that dies again and again, as a
+        node does that refuses its parameters, is started ever more seldom.
         """
         lines = []
         now = time.monotonic()
@@ -100,11 +114,14 @@ class ProcessGroup:
             if code is None:
                 continue
             if running.restart_at is None:
-                lines.append(f"{_label(running.node)} ended with code {code}{self._hint(running.node)}")
-                running.restart_at = now + RESPAWN_DELAY_S if running.node.respawn else float("inf")
+                delay_s = running.next_delay_s(now)
+                again = f"; it is started again in {delay_s:g} s" if running.node.respawn else ""
+                lines.append(
+                    f"{_label(running.node)} ended with code {code}{again}{self._hint(running.node)}"
+                )
+                running.delay_s, running.restart_at = delay_s, now + delay_s
             elif now >= running.restart_at:
-                running.process = self._start(running.node)
-                running.restarts += 1
+                running.process, running.started_s = self._start(running.node), now
                 running.restart_at = None
         return lines
 

@@ -191,6 +191,11 @@ def learner(values: Values) -> list[NodeSpec]:
 
 def _with_world(values: Values, nodes: list[NodeSpec]) -> list[NodeSpec]:
     if values.flag("simulated"):
+        if values["dry_run"] == "true" and values.flag("lockstep"):
+            raise BadRequest(
+                "dry_run:=true with lockstep:=true: the world would wait for commands that "
+                "a dry run does not send; add lockstep:=false, and it goes on by the clock"
+            )
         return simulation(values) + nodes
     if not values["embodiment"]:
         raise BadRequest("simulated:=false needs embodiment:=NAME, the robot's; see config/embodiments")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.live import Live
 
-from efm_bringup.monitor import FleetMonitor
+from efm_bringup.monitor import FleetMonitor, find_robots
 from efm_bringup.operator_keys import HELP, Keyboard, Operator
 from efm_bringup.watch_table import fleet_table, learner_line, phase_words, picture, robot_line
 from efm_core.errors import WaitTimeout
@@ -51,16 +51,23 @@ def _show_once(monitor: FleetMonitor, searching: bool) -> None:
         if heard_s == math.inf and any(view.status for view in monitor.robots.values()):
             heard_s = time.monotonic()
         elif heard_s == math.inf and time.monotonic() > deadline:
-            raise WaitTimeout(
-                f"waited {ONCE_DEADLINE_S:g} s for the status of a robot; is an episode node running in this "
-                "ROS_DOMAIN_ID? (efm doctor tells more)"
-            )
+            raise WaitTimeout(_nobody(monitor, searching))
         if searching:
             monitor.discover()
         time.sleep(0.1)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(fleet_table(monitor, set()))
     console.print(learner_line(monitor.learner))
+
+
+def _nobody(monitor: FleetMonitor, searching: bool) -> str:
+    """Returns what was waited for; who asked for robots by name is told which there are."""
+    wanted = "a robot" if searching else ", ".join(monitor.robots)
+    text = f"waited {ONCE_DEADLINE_S:g} s for the status of {wanted}"
+    there = sorted(set(find_robots(monitor.node)) - set(monitor.robots))
+    if there:
+        return f"{text}; there is {', '.join(there)}: correct --robots, or leave it out for all"
+    return f"{text}; is an episode node running in this ROS_DOMAIN_ID? (efm doctor tells more)"
 
 
 def _show_live(monitor: FleetMonitor, searching: bool) -> None:

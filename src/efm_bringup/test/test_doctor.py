@@ -228,6 +228,27 @@ FAULTS = [
         "2 nodes command the robot: /old_policy",
         "stop all",
     ),
+    (
+        parameters("/policy", dry_run=True),
+        O,
+        COMMAND,
+        "a dry run: /policy decides, and sends",
+        "dry_run:=false",
+    ),
+    (
+        parameters("/robot_1/episodes", spool="/data", mode="evaluate"),
+        W,
+        "/robot_1/policy_step",
+        "/robot_1/episodes is there to evaluate, and no policy node acts",
+        "see that node's log",
+    ),
+    (
+        parameters("/robot_1/episodes", spool="/data", mode="practice"),
+        W,
+        "/robot_1/steps_to_go",
+        "/robot_1/episodes is there to practice, and no reward node judges",
+        "see that node's log",
+    ),
     (no_controller, W, COMMAND, "nobody takes the robot's commands", "start its controller"),
     (
         subscriber(COMMAND, "/arm", "std_msgs/msg/Float32"),
@@ -295,6 +316,15 @@ def test_a_fault_is_named_with_what_to_do(damage, level, about, text, advice):
     ]
     assert named, found
     assert all(finding.advice for finding in found), "every line says what to do"
+
+
+def test_where_no_parameter_says_so_the_embodiment_makes_it_a_dry_run():
+    snapshot = healthy()
+    robot = snapshot.robots[0]
+    snapshot.nodes["/policy"]["dry_run"] = None
+    assert not bad(snapshot)
+    snapshot.robots = [Robot(robot.name, dataclasses.replace(robot.embodiment, dry_run=True))]
+    assert [finding.text for finding in bad(snapshot)] == ["a dry run: /policy decides, and sends nothing"]
 
 
 def test_the_worst_comes_first():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from efm_bringup import efm
+from efm_bringup import efm, processes
 from efm_bringup.processes import ProcessGroup, command_of, wait_for
 from efm_bringup.stacks import NodeSpec
 from efm_core.errors import WaitTimeout
@@ -59,8 +59,21 @@ def test_a_node_that_died_is_named_and_started_again(tmp_path, module):
         os.kill(group.pid("node", "/robot"), signal.SIGKILL)
         lines: list[str] = []
         wait_for(lambda: lines.extend(group.watch()) or ups(said) == 2, "the node again", DEADLINE_S)
-        assert lines == [f"/robot/node ended with code -9; see {logs / 'robot.node.log'}"]
+        log = logs / "robot.node.log"
+        assert lines == [f"/robot/node ended with code -9; it is started again in 1 s; see {log}"]
         assert group.dead == []
+
+
+def test_a_node_that_dies_again_and_again_is_started_ever_more_seldom(tmp_path, module, monkeypatch):
+    """One that refused its parameters once said so every two seconds, for ever."""
+    monkeypatch.setattr(processes, "RESPAWN_DELAY_S", 0.1)
+    monkeypatch.setattr(processes, "LONGEST_DELAY_S", 0.4)
+    lines: list[str] = []
+    with ProcessGroup([spec(tmp_path / "said", dies=True)], environment=module) as group:
+        wait_for(lambda: lines.extend(group.watch()) or len(lines) == 4, "the fourth death", DEADLINE_S)
+        monkeypatch.setattr(processes, "SETTLED_S", -1.0)  # Now it counts as one that had lived.
+        wait_for(lambda: lines.extend(group.watch()) or len(lines) == 5, "the fifth death", DEADLINE_S)
+    assert [line.partition("again in ")[2] for line in lines] == ["0.1 s", "0.2 s", "0.4 s", "0.4 s", "0.1 s"]
 
 
 def test_a_node_without_respawn_stays_dead_and_ends_a_wait(tmp_path, module):

@@ -35,6 +35,7 @@ FULL = {
     "reward": "reward",
     "robots": "2",
     "dry_run": "true",
+    "lockstep": "false",
     "learning": '{"iterations": 3}',
 }
 
@@ -213,6 +214,16 @@ def test_a_dry_run_moves_nothing_in_resets_either():
     nodes = nodes_of("cell", {"reward": "r", "policy": "p", "dry_run": "true"})
     given = {node.name: node.parameters.get("dry_run") for node in nodes}
     assert given == {"policy": True, "reward": None, "episodes": "true"}
+
+
+def test_a_dry_run_in_a_world_that_waits_for_commands_is_refused():
+    """Every episode once ended after ten seconds with a word about stale input."""
+    given = {"policy": "p", "reward": "r", "dry_run": "true"}
+    with pytest.raises(BadRequest, match="a dry run does not send; add lockstep:=false"):
+        nodes_of("evaluate", given)
+    robot = {"simulated": "false", "embodiment": "table"}
+    for more in ({"lockstep": "false"}, robot, {"dry_run": "false"}):
+        assert nodes_of("evaluate", given | more)
 
 
 @pytest.mark.parametrize("module", [module for module, _ in PARAMETERS.values()])

@@ -13,6 +13,7 @@ from rich.console import Console
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
+from efm_bringup import watch_command
 from efm_bringup.monitor import FleetMonitor, RobotView
 from efm_bringup.operator_keys import HELP, KEYS, Keyboard, Operator
 from efm_bringup.watch_table import (
@@ -25,6 +26,7 @@ from efm_bringup.watch_table import (
     success_words,
 )
 from efm_core.embodiment import load_embodiment
+from efm_core.errors import WaitTimeout
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStatus
 from efm_ros.lifecycle import WARN, EfmLifecycleNode
 from efm_ros.qos import LATCHED
@@ -287,6 +289,13 @@ def test_one_look_ends_by_itself(robot):
     assert seen.returncode == 0, seen.stderr
     for words in ("robot_1", "WAITS FOR YOU", "put the cube back", "3/4 [30%-95%]", "learner: none heard"):
         assert words in seen.stdout
+
+
+def test_a_robot_name_with_a_typing_error_is_named_beside_those_that_are_there(robot, monkeypatch):
+    monkeypatch.setattr(watch_command, "ONCE_DEADLINE_S", 3.0)
+    words = "waited 3 s for the status of robt_1; there is robot_1: correct --robots"
+    with telling(robot, phase=EpisodeStatus.PHASE_IDLE), pytest.raises(WaitTimeout, match=words):
+        watch_command.main(["--once", "--robots", "robt_1"])
 
 
 def test_without_a_terminal_changes_are_lines(robot, spinner):

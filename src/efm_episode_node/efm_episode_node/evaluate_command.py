@@ -11,6 +11,7 @@ episode ended. On real robots nobody knows the truth, and only the detector is r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
 import io
@@ -19,11 +20,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rclpy.node import Node
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -53,7 +55,7 @@ COLUMNS = (
     "steps",
     "seconds",
 )
-TRUTH_WAIT_S = 5.0
+TRUTH_WAIT_S, TAKER_END_S = 5.0, 5.0
 TRUTH_KEPT = 20_000
 
 
@@ -198,19 +200,10 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
     with (
         FleetClient("efm_evaluate") as fleet,
         tqdm(total=wish.episodes, unit="episode", file=sys.stdout, disable=quiet, mininterval=0.5) as bar,
+        contextlib.ExitStack() as stack,
     ):
         names = fleet.robots(robots)
-        books = {name: TruthBook() for name in names}
-        intake = Intake(fleet.node)
-        topics = {name: "/" + in_robot(name, "ground_truth") for name in names}
-        for name, topic in topics.items():
-            intake.subscribe(GroundTruth, topic, books[name].add, deep(EVENTS))
-        ended = threading.Event()
-        taker = threading.Thread(target=_take, args=(intake, ended), daemon=True)
-        taker.start()
-        for name, topic in topics.items():
-            if fleet.node.count_publishers(topic):
-                books[name].opened(TRUTH_WAIT_S)
+        books = stack.enter_context(truth_of(fleet.node, names))
 
         def episode(robot: str, summary: Summary) -> None:
             # The truth about the last observation may come later: not waited for in the executor's thread.
@@ -228,10 +221,6 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
         errors = fleet.run(names, wish, Listener(episode, words))
         for thread in waiting:
             thread.join(TRUTH_WAIT_S + 1.0)
-        ended.set()
-        intake.wake()
-        taker.join(5.0)
-        intake.close()
     report = _report(sorted(rows, key=lambda row: (row.seed, row.episode)), summaries, wish, names)
     report |= {"wall_seconds": time.monotonic() - began, "errors": [str(error) for error in errors]}
     if not quiet:
@@ -283,6 +272,33 @@ def _sampling(temperature: float) -> str:
     if temperature < 0:
         return "greedy"
     return f"temperature {temperature:g}" if temperature else "temperature as the node has it"
+
+
+@contextlib.contextmanager
+def truth_of(node: Node, robots: Sequence[str]) -> Iterator[dict[str, TruthBook]]:
+    """Hears what the simulator says of each robot; first waits for all of them together.
+
+    Also when the command is interrupted no thread is left waiting in the middleware: the process would abort.
+    """
+    books = {name: TruthBook() for name in robots}
+    intake = Intake(node)
+    topics = {name: "/" + in_robot(name, "ground_truth") for name in robots}
+    for name, topic in topics.items():
+        intake.subscribe(GroundTruth, topic, books[name].add, deep(EVENTS))
+    ended = threading.Event()
+    taker = threading.Thread(target=_take, args=(intake, ended), name="truth", daemon=True)
+    taker.start()
+    try:
+        deadline = time.monotonic() + TRUTH_WAIT_S
+        for name, topic in topics.items():
+            if node.count_publishers(topic):
+                books[name].opened(max(0.0, deadline - time.monotonic()))
+        yield books
+    finally:
+        ended.set()
+        intake.wake()
+        taker.join(TAKER_END_S)
+        intake.close()
 
 
 def _take(intake: Intake, ended: threading.Event) -> None:

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import threading
+import time
 
 import pytest
+from rclpy.node import Node
 
 from efm_core.errors import BadRequest, SpoolLocked, WaitTimeout
 from efm_core.files import lock_folder
@@ -94,6 +96,30 @@ def test_evaluate_writes_what_the_detector_said_beside_the_truth(stack, in_backg
     assert report["interval"][0] == pytest.approx(0.61, abs=0.01) and report["interval"][1] == 1.0
     assert (report["policy_bundle_ids"], report["reward_bundle_ids"]) == (["policy0"], ["reward0"])
     assert "95 % interval" in capsys.readouterr().out
+
+
+def test_an_interrupted_evaluation_leaves_no_thread_in_the_middleware(ros):
+    """The process aborted when it ended under one."""
+    node = Node("interrupted")
+    with pytest.raises(KeyboardInterrupt), evaluate_command.truth_of(node, ["robot_1"]):
+        assert "truth" in {thread.name for thread in threading.enumerate()}
+        raise KeyboardInterrupt
+    assert "truth" not in {thread.name for thread in threading.enumerate()}
+    node.destroy_node()
+
+
+def test_all_robots_are_waited_for_together_until_the_simulator_speaks(ros, monkeypatch):
+    """It was five seconds for each silent robot, one after the other."""
+    node = Node("deaf")
+    robots = [f"robot_{number}" for number in range(1, 6)]
+    for name in robots:
+        node.create_publisher(GroundTruth, f"/{name}/ground_truth", 10)
+    monkeypatch.setattr(evaluate_command, "TRUTH_WAIT_S", 0.5)
+    began = time.monotonic()
+    with evaluate_command.truth_of(node, robots) as books:
+        assert list(books) == robots
+        assert 0.5 <= time.monotonic() - began < 2.0
+    node.destroy_node()
 
 
 def test_evaluate_tells_a_detector_that_lies(stack, in_background):

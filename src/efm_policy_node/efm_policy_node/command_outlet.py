@@ -131,6 +131,19 @@ class CommandOutlet:
             self._keep(still)
         self.moving = False
 
+    def stop_leftover(self) -> None:
+        """Stops a robot that a process before this one may have left moving, where holding still is zero.
+
+        A velocity goes on until another comes; a position is reached, and ends there. Nothing is sent to a
+        robot that this process has commanded.
+        """
+        zero = self._embodiment.action.hold_still == "zero"
+        still = self.still() if zero and self._last is None and not self._dry_run else None
+        if still is not None:
+            self._send(still, NO_OBSERVATION_NS)
+            self._last = still
+            self._keep(still)
+
     def _keep(self, still: np.ndarray) -> None:
         """Lets the limit on change count from where the robot is held."""
         self._held = still

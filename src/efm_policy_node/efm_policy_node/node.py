@@ -52,6 +52,7 @@ class _Robot:
         self.server: ActServer | None = None
         self.ready_bundle = ""  # Waits for this robot's act to end.
         self.rivals: tuple[str, ...] = ()  # Other commanders at the last look.
+        self.looked = False  # Whether the first look is over, which stops what a killed process left moving.
 
 
 class PolicyNode(EfmLifecycleNode):
@@ -254,6 +255,15 @@ class PolicyNode(EfmLifecycleNode):
                 robot.io.loop.cancel(
                     Reason.BUSY, f"another commander turned up on the command topic: {names}"
                 )
+            elif self.is_active and not robot.looked:
+                robot.looked = True
+                self._stop_leftover(robot.io)
+
+    def _stop_leftover(self, io: RobotIo) -> None:
+        """Stops what a killed policy node left moving, unless anybody else could command it."""
+        commands = self.parameters.stage != "shadow" and not self.parameters.lockstep
+        if commands and not io.rivals(()).names:
+            io.loop.stop_leftover()
 
     def _tick(self) -> None:
         for robot in self._robots:

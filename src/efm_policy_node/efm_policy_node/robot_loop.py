@@ -75,13 +75,12 @@ class RobotLoop:
         self._enabled = self._estop = False
         self._act: Act | None = None
         self._last_goal = ActGoal()
-        self._time_line = 0
         self._input_s = -math.inf  # Last input, steady clock.
         self._stale_text = ""
         self._stamp_ns = 0  # Of the newest observation.
         self._due_s: float | None = None  # The tick that waits for an observation, steady clock.
         self._ticked_ns: int | None = None
-        self._ticket = 0  # Of the newest inference; outcomes with another one come too late.
+        self._time_line = self._ticket = 0  # Outcomes of inferences with another ticket come too late.
         self._inferring = False
         self._waiting: Seen | None = None  # Waits for the inference.
         self._pending: Seen | None = None  # Lockstep: waits for the person.
@@ -99,6 +98,12 @@ class RobotLoop:
             self._drop_plan()
             self._outlet.hold()
             self._enabled = False
+
+    def stop_leftover(self) -> None:
+        """Stops what a killed process left moving. To be called where nobody else commands the robot."""
+        with self._lock:
+            if self._enabled and self._act is None and not self._person.has_control:
+                self._outlet.stop_leftover()
 
     def begin(self, goal: ActGoal, policy: OnnxPolicy | None) -> None:
         """Begins an act.
@@ -155,7 +160,7 @@ class RobotLoop:
             if on:
                 self._person.has_control = True
                 self._pending = seen if self._lockstep else None
-                if not self._lockstep and self._wish() is None:
+                if not self._lockstep and self._answerer.wish() is None:
                     self._outlet.hold()
                 return
             self._person.let_go()
@@ -176,7 +181,7 @@ class RobotLoop:
             now_s = self._steady_s()
             if self._pending is not None:
                 due = now_s - self._answerer.answered_s >= self._period_s
-                if due and self._enabled and not self._estop and self._wish() is not None:
+                if due and self._enabled and not self._estop and self._answerer.wish() is not None:
                     seen, self._pending = self._pending, None
                     self._answer_by_hand(seen)
             elif self._waiting is not None:
@@ -340,9 +345,6 @@ class RobotLoop:
                 if self._answerer.blindly(self._stamp_ns):
                     self._due_s = None
 
-    def _wish(self) -> np.ndarray | None:
-        return self._answerer.wish()
-
     # Ending and time
     # --------------------------------------------------------------------------------------------------
 
@@ -389,7 +391,7 @@ class RobotLoop:
             why = self._assembler.why_not_ready(now_ns, self._lockstep) or "no new observation"
             self._stale_text = why
             self._drop_plan()
-            if not self._person.has_control or self._wish() is None:
+            if not self._person.has_control or self._answerer.wish() is None:
                 self._outlet.hold()
             self._ports.say(f"stale input, holding still: {why}")
         elif freshness is Freshness.OVER:

@@ -5,8 +5,11 @@ import signal
 import pytest
 from policy_cell import Cell
 from policy_fakes import bundle_of, embodiment_of
+from rclpy.node import Node
+from std_msgs.msg import Float64MultiArray
 
 from efm_core.errors import Reason
+from efm_ros.qos import COMMANDS
 
 STATUS = "policy/act/_action/status"  # What an action server publishes.
 BUG = """
@@ -136,3 +139,41 @@ def follow(cell):
     """Lets the robot be where it was told to be."""
     if cell.robot.commands:
         cell.robot.state = cell.robot.commands[-1][0]
+
+
+@pytest.fixture
+def driven(ros, tmp_path):
+    """A robot that is commanded by velocities: the last one goes on until another comes."""
+    embodiment = embodiment_of(action={"hold_still": "zero"})
+    cell = Cell(ros, tmp_path, embodiment)
+    cell.bundle = bundle_of(embodiment, tmp_path)
+    yield cell
+    cell.close()
+
+
+def test_after_a_kill_the_new_process_stops_the_robot_before_any_act(driven):
+    fly(driven)
+    driven.until(lambda: len(driven.robot.commands) > 5 and driven.robot.commands[-1][0].any(), "velocities")
+    driven.process.end(signal.SIGKILL)
+    driven.start(bundle=str(driven.bundle.path), follow_models=False)
+    driven.robot.forget()
+    driven.until(lambda: driven.robot.commands, "a command")
+    driven.spin(1.5)
+    assert [values.tolist() for values, _ in driven.robot.commands] == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"stage": "shadow"}, {"lockstep": True}, {"dry_run": True}, {"allow_second_commander": True}],
+    ids=["shadow", "lockstep", "dry run", "another commander"],
+)
+def test_a_start_sends_nothing_where_others_may_command(driven, beside):
+    rival = Node("person", namespace=driven.namespace)
+    if "allow_second_commander" in beside:  # Allowed or not: it may command.
+        rival.create_publisher(Float64MultiArray, "commands", COMMANDS)
+    driven.start(bundle=str(driven.bundle.path), follow_models=False, **beside)
+    driven.until(lambda: "is ready" in driven.process.log, "the node")
+    driven.until(driven.robot.act.server_is_ready, "its action")
+    driven.spin(2.5)
+    rival.destroy_node()
+    assert not driven.robot.commands

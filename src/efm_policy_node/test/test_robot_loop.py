@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from loop_cell import PERIOD_S, Cell, FakePolicy
+from policy_fakes import embodiment_of
 
 from efm_core.errors import BundleUnusable, Reason
 from efm_core.safety import Gate
@@ -306,3 +307,31 @@ def test_a_loop_that_is_not_enabled_refuses_and_one_that_was_disabled_sends_noth
     with pytest.raises(ActRefused) as refused:
         cell.begin()
     assert refused.value.code == Reason.NOT_ACTIVE
+
+
+# What a killed process left behind
+
+
+def velocities():
+    return embodiment_of(action={"hold_still": "zero"})
+
+
+def test_what_a_killed_process_left_moving_is_stopped_once(robot):
+    cell = Cell(robot, velocities())
+    cell.loop.stop_leftover()
+    cell.loop.stop_leftover()
+    assert [values.tolist() for values, _ in robot.sent] == [[0.0, 0.0]]
+    cell.loop.disable()
+    assert len(robot.sent) == 1
+
+
+def test_nothing_is_stopped_where_a_position_ends_by_itself_or_this_process_commands(robot, embodiment):
+    assert embodiment.action.hold_still == "measured"
+    person, acting, sleeping = (Cell(robot, velocities()) for _ in range(3))
+    person.loop.set_takeover(True)
+    acting.begin()
+    sleeping.loop.disable()
+    for cell in (Cell(robot, embodiment), Cell(robot, velocities(), dry_run=True), person, acting, sleeping):
+        cell.observe()
+        cell.loop.stop_leftover()
+    assert not robot.sent

@@ -171,7 +171,7 @@ class ModelSupply(Generic[AnyModel]):
         try:
             self._bring(path)
         except EfmError as error:
-            self._refuse(path.resolve().name, error, str(error))
+            self._refuse(path.resolve().name, error, str(error), log=False)  # Who configures says it.
             raise
 
     def want(self, path: Path) -> None:
@@ -316,10 +316,11 @@ class ModelSupply(Generic[AnyModel]):
 
     # What is told
 
-    def _refuse(self, bundle_id: str, error: Exception, message: str) -> None:
+    def _refuse(self, bundle_id: str, error: Exception, message: str, log: bool = True) -> None:
         with self._changed:
             self._refusal = Refusal(bundle_id, reason_of(error), message)
-        self._node.get_logger().error(f"bundle {bundle_id} is refused: {message}")
+        if log:
+            self._node.get_logger().error(f"bundle {bundle_id} is refused: {message}")
         self._tell(bundle_id, ModelStatus.STATE_REFUSED, reason_of(error), message)
 
     def _tell(self, bundle_id: str, state: int, reason: Reason = Reason.UNSET, message: str = "") -> None:
