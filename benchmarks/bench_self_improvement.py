@@ -66,6 +66,7 @@ class Experiment:
         expert: Changes to the expert's style "imperfect".
         demonstrations: For the policy that practises; a tenth of them is held out.
         backbone: Of the networks.
+        frames: Of the camera, that the networks see: the newest and those before it.
         multiples: How many times the demonstrations the comparisons get.
         training: Settings of `SftConfig`.
         judge: What is different, as in `changed`, when rewards and the verifier are trained.
@@ -92,6 +93,7 @@ class Experiment:
     second: Mapping[str, Any] = field(default_factory=dict)
     verifier: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
+    frames: int = 2
     multiples: tuple[int, ...] = (2, 4)
     holds: tuple[int, ...] = (1, 2, 3)
     practice: Mapping[str, Any] = field(default_factory=dict)
@@ -161,7 +163,7 @@ class Study:
         self.device = device
         self._worlds: list[World] = []
         known = load_embodiment(self.world.partition(":")[0])
-        self.embodiment = fitted(known, int(self.experiment.options["image_size"]))
+        self.embodiment = fitted(known, int(self.experiment.options["image_size"]), self.experiment.frames)
 
     def worlds(self) -> list[World]:
         """Returns the copies to act in, made once."""

@@ -28,12 +28,11 @@ from efm_sim.expert import ExpertEpisode, ExpertStyle, run_expert_episode
 from efm_sim.world import Observation, World
 
 
-def fitted(embodiment: Embodiment, image_size: int | None) -> Embodiment:
-    """Returns the embodiment with square images of another size; None leaves it as it is."""
-    if image_size is None:
-        return embodiment
-    cameras = tuple(replace(c, width=image_size, height=image_size) for c in embodiment.cameras)
-    return replace(embodiment, cameras=cameras)
+def fitted(embodiment: Embodiment, image_size: int | None, frames: int | None = None) -> Embodiment:
+    """Returns the embodiment with square images of another size or so many frames; None changes nothing."""
+    changes = {"width": image_size, "height": image_size, "frames": frames}
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    return replace(embodiment, cameras=tuple(replace(c, **wanted) for c in embodiment.cameras))
 
 
 def demonstrations(world: World, style: ExpertStyle, seeds: Sequence[int]) -> list[EpisodeArrays]:

@@ -26,7 +26,7 @@ from efm_core.errors import BadRequest, nearest
 from efm_core.steps_to_go import StepsToGoBins
 from efm_learner.backbones import INSTRUCTION, STATE
 from efm_learner.network import EfmNetwork, input_specs
-from efm_learner.objectives import Targets, head_weights
+from efm_learner.objectives import HORIZONS, Targets, head_weights
 from efm_learner.samples import IntArray, Labelling, StepTable
 
 # Words that do not tell one goal from another; the others decide whether two sentences mean the same.
@@ -38,6 +38,9 @@ FILLER_WORDS = frozenset(
 
 # Of a batch; more than any machine has memory for.
 MOST_ROWS = 2**20
+
+# Of an entry of the state that never changes.
+LEAST_DEVIATION = 1e-6
 
 # Rows of unsuccessful episodes are drawn at most so many times as often as others.
 MOST_OFTEN = 3
@@ -132,6 +135,7 @@ class BatchMaker:
         labelling: Margin of the bounds.
         seed: Of everything drawn.
         processes: That share a batch.
+        foresight: Whether the targets include later states.
 
     Raises:
         BadRequest: The mixture asks for rows that the data do not have.
@@ -145,8 +149,9 @@ class BatchMaker:
         labelling: Labelling,
         seed: int,
         processes: int = 1,
+        foresight: bool = False,
     ) -> None:
-        self.table, self.mixture, self.seed = table, mixture, seed
+        self.table, self.mixture, self.seed, self.foresight = table, mixture, seed, foresight
         self.embodiment: Embodiment = network.embodiment
         self.margin = labelling.censored_margin
         self.names = tuple(input_specs(network))
@@ -168,6 +173,9 @@ class BatchMaker:
         natural = len(self.censored_rows) / max(1, len(self.censored_rows) + len(self.goal_rows))
         self.censored_share = min(mixture.censored, MOST_OFTEN * natural)
         self.goal_columns, self.reached_columns = _hindsight_columns(labelling, self.embodiment)
+        if table.state is not None:
+            self.state_mean = table.state.mean(axis=0)
+            self.state_deviation = np.maximum(table.state.std(axis=0), LEAST_DEVIATION)
         self._check()
 
         parts = 3 if mixture.instruction else 2
@@ -255,8 +263,18 @@ class BatchMaker:
                 torch.from_numpy(table.episode[plan.judge]), self.heads, self.mixture.head_share, self.seed
             ),
             words=words,
+            later=torch.from_numpy(self._later_states(plan.clone)),
         )
         return inputs, targets
+
+    def _later_states(self, rows: IntArray) -> npt.NDArray[np.float32]:
+        """Returns the states that `Targets.later` has for these rows, [b, H, S]."""
+        state = self.table.state
+        if not self.foresight or state is None:
+            return np.zeros((len(rows), 0, 0), np.float32)
+        last = self.table.last[self.table.episode[rows]]
+        later = state[np.minimum(rows[:, None] + np.array(HORIZONS), last[:, None])]
+        return (later - self.state_mean) / self.state_deviation
 
     def _reached_later(self, rows: IntArray, rng: np.random.Generator) -> IntArray:
         """Returns for each row one of the later rows of its episode, any as likely; the last: itself."""

@@ -1,4 +1,8 @@
-"""The losses of stage 1: behaviour cloning, steps-to-go, and the instruction from first and last image.
+"""The losses of stage 1: behaviour cloning, steps-to-go, and what helps the network to see.
+
+Two more objectives can be added: the instruction from the first and the last image, and the robot's own
+later states. An action says only which way to go; where the robot will be some steps later says where the
+things lie that it goes to.
 
 Every loss is a mean over rows of a mean within the row, so that batches split over several processes add up
 to the same gradient. What a batch is made of is decided in `batches.py`.
@@ -13,8 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from efm_core.embodiment import Embodiment
 from efm_core.errors import BadRequest
 from efm_learner.network import EfmNetwork
+
+# Control steps after which the robot's own state is told; the last is the end of any demonstration.
+HORIZONS = (4, 10, 20, 1_000_000)
 
 # Below any log-probability of float32, but finite.
 NEVER = -1e9
@@ -30,6 +38,8 @@ class Targets:
         censored: bool [s], where the bin is the least that the answer may be.
         heads: float32 [s, E], weight of each row for each head of the ensemble, 1 on average.
         words: int64 [w, L], instructions for the last 2 w rows: w first observations, then w last ones.
+        later: float32 [b, H, S], states of the first b rows' episodes after `HORIZONS`, each entry with mean
+            0 and deviation 1 over the training data; [b, 0, 0] without that objective.
     """
 
     tokens: torch.Tensor
@@ -37,6 +47,7 @@ class Targets:
     censored: torch.Tensor
     heads: torch.Tensor
     words: torch.Tensor
+    later: torch.Tensor
 
     def to(self, device: torch.device) -> Targets:
         """Returns the targets on a device."""
@@ -92,20 +103,51 @@ class InstructionHead(nn.Module):
         return self.words(torch.relu(self.mix(seen.unsqueeze(1) + self.where)))
 
 
+class ForesightHead(nn.Module):
+    """Tells from the features of an observation where the robot itself will be after each of `HORIZONS`.
+
+    Args:
+        features: F.
+        embodiment: With a state.
+
+    Raises:
+        BadRequest: The embodiment has no state.
+    """
+
+    def __init__(self, features: int, embodiment: Embodiment) -> None:
+        super().__init__()
+        if embodiment.state is None:
+            raise BadRequest(
+                f"the objective 'later states' needs a state, and the embodiment '{embodiment.name}' has "
+                "none; set foresight_weight to 0"
+            )
+        self.out = nn.Linear(features, len(HORIZONS) * embodiment.state_size)
+
+    def forward(self, features: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """Returns the mean squared error for features [b, F] and states [b, H, S]."""
+        return functional.mse_loss(self.out(features).float().view(later.shape), later)
+
+
 class SftObjective(nn.Module):
     """The network with its losses, as one module that can be spread over processes.
 
     Args:
         network: To be trained.
         instruction_weight: Weight of the instruction objective; 0 leaves it out.
+        foresight_weight: Weight of the objective that tells the robot's own later states; 0 leaves it out.
     """
 
-    def __init__(self, network: EfmNetwork, instruction_weight: float = 0.0) -> None:
+    def __init__(
+        self, network: EfmNetwork, instruction_weight: float = 0.0, foresight_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.network = network
-        self.instruction_weight = instruction_weight
+        self.instruction_weight, self.foresight_weight = instruction_weight, foresight_weight
         self.instruction_head = (
             InstructionHead(network.trunk.feature_size, network.instruction) if instruction_weight else None
+        )
+        self.foresight_head = (
+            ForesightHead(network.trunk.feature_size, network.embodiment) if foresight_weight else None
         )
 
     def forward(self, inputs: Mapping[str, torch.Tensor], targets: Targets) -> dict[str, torch.Tensor]:
@@ -130,6 +172,9 @@ class SftObjective(nn.Module):
             logits = self.instruction_head(retold[:told], retold[told:])
             losses["instruction"] = functional.cross_entropy(logits.flatten(0, 1), targets.words.flatten())
             total = total + self.instruction_weight * losses["instruction"]
+        if self.foresight_head is not None:
+            losses["foresight"] = self.foresight_head(features[:cloned], targets.later)
+            total = total + self.foresight_weight * losses["foresight"]
         return {"loss": total, **losses}
 
 

@@ -37,6 +37,11 @@ _OPTIONS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("steps", "steps", "gradient steps"),
         ("batch-size", "mixture.batch_size", "rows of a batch, all objectives together"),
         ("learning-rate", "learning_rate", "of AdamW"),
+        (
+            "foresight",
+            "foresight_weight",
+            "weight of telling the robot's own later states; helps with images",
+        ),
         ("seed", "seed", "of weights, batches and split"),
         ("validation-share", "validation_share", "share of the episodes held out"),
         ("validate-every", "validate_every", "steps between validations"),

@@ -46,6 +46,8 @@ class SftConfig:
         final_share: Share of the learning rate that a cosine falls to; 1 keeps it constant.
         gradient_norm: Greatest norm of a gradient; 0 means no limit.
         instruction_weight: Weight of the objective "instruction from first and last image"; 0 leaves it out.
+        foresight_weight: Weight of the objective "the robot's own states 4, 10 and 20 steps later and at the
+            end"; 0 leaves it out. It teaches a network that learns from images where things are.
         mixture: Composition of the batches.
         labelling: How episodes become targets.
         calibration: How the success detector is chosen.
@@ -73,6 +75,7 @@ class SftConfig:
     final_share: float = 0.05
     gradient_norm: float = 1.0
     instruction_weight: float = 0.0
+    foresight_weight: float = 0.0
     mixture: Mixture = field(default_factory=Mixture)
     labelling: Labelling = field(default_factory=Labelling)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
@@ -98,6 +101,7 @@ class SftConfig:
             "final_share": (0 <= self.final_share <= 1, share),
             "gradient_norm": (self.gradient_norm >= 0, "0 or more"),
             "instruction_weight": (0 <= self.instruction_weight < math.inf, "a number from 0 on"),
+            "foresight_weight": (0 <= self.foresight_weight < math.inf, "a number from 0 on"),
             "validation_share": (0 <= self.validation_share < 1, "from 0 to below 1"),
             "validate_every": (1 <= self.validate_every <= MOST_STEPS, count),
             "checkpoint_every": (1 <= self.checkpoint_every <= MOST_STEPS, count),

@@ -97,7 +97,7 @@ def train(
     torch.manual_seed(config.seed)
     instructions = [*table.instructions, *(held_out.instructions if held_out else [])]
     network = build_network(embodiment, with_word_table(config.backbone, instructions), config.heads)
-    objective = SftObjective(network, config.instruction_weight)
+    objective = SftObjective(network, config.instruction_weight, config.foresight_weight)
     optimizer = torch.optim.AdamW(
         [p for p in objective.parameters() if p.requires_grad],
         lr=config.learning_rate,
@@ -110,6 +110,7 @@ def train(
         config.labelling,
         config.seed,
         accelerator.num_processes,
+        config.foresight_weight > 0,
     )
     lasting = {**config.lasting(), "data": data_digest(table)}
     state = load_checkpoint(out, objective, optimizer, lasting)

@@ -10,16 +10,19 @@ import torch
 from efm_core.errors import BadRequest
 from efm_learner.batches import BatchMaker, Mixture, foreign_instructions, shifted, shifted_on_device
 from efm_learner.network import build_network
+from efm_learner.objectives import HORIZONS
 from efm_learner.samples import Labelling, make_table
 
 LABELLING = Labelling(rest_steps=dots.REST, censored_margin=9)
 
 
-def maker(mixture=None, successful=6, unsuccessful=3, processes=1, frames=2, backbone="small"):
+def maker(
+    mixture=None, successful=6, unsuccessful=3, processes=1, frames=2, backbone="small", foresight=False
+):
     embodiment = dots.embodiment(frames=frames)
     table = make_table(dots.episodes(successful, unsuccessful), embodiment, LABELLING)
     network = build_network(embodiment, {"name": backbone})
-    return BatchMaker(table, network, mixture or Mixture(batch_size=32), LABELLING, 5, processes)
+    return BatchMaker(table, network, mixture or Mixture(batch_size=32), LABELLING, 5, processes, foresight)
 
 
 def test_a_batch_is_split_evenly_over_the_objectives():
@@ -54,6 +57,18 @@ def test_unsuccessful_episodes_are_bounds_in_the_share_that_was_asked_for():
     assert plan.censored.sum() == 8
     assert (plan.bound[plan.censored] >= 9).all()
     assert not made.table.success[made.table.episode[plan.judge[plan.censored]]].any()
+
+
+def test_later_states_are_those_of_the_same_demonstration_and_stop_at_its_end():
+    made = maker(foresight=True)
+    plan = made.plan(0)
+    later, state = made.tensors(plan)[1].later.numpy(), made.table.state
+    assert later.shape == (16, len(HORIZONS), 1)
+    for row, told in zip(plan.clone, later[..., 0], strict=True):
+        last = made.table.last[made.table.episode[row]]
+        expected = np.array([state[min(row + steps, last), 0] for steps in HORIZONS])
+        assert told == pytest.approx((expected - state.mean()) / state.std(), abs=1e-5)
+    assert maker().tensors(plan)[1].later.shape == (16, 0, 0)
 
 
 def test_a_single_unsuccessful_episode_is_not_shown_over_and_over():

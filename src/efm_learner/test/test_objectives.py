@@ -2,10 +2,18 @@
 
 import math
 
+import dots
 import pytest
 import torch
 
-from efm_learner.objectives import cloning_loss, head_weights, steps_to_go_losses
+from efm_core.errors import BadRequest
+from efm_learner.network import build_network
+from efm_learner.objectives import (
+    SftObjective,
+    cloning_loss,
+    head_weights,
+    steps_to_go_losses,
+)
 
 
 def test_cloning_is_the_mean_negative_log_probability_of_the_tokens():
@@ -43,3 +51,9 @@ def test_every_head_of_an_ensemble_sees_its_own_episodes_and_all_weigh_the_same(
     assert weights.mean(dim=0).tolist() == pytest.approx([1.0] * 3, abs=0.05)
     assert (weights[:, 0] != weights[:, 1]).any()
     assert (head_weights(torch.arange(5), heads=1, fraction=0.5, seed=1) == 1).all()
+
+
+def test_later_states_without_a_state_are_refused_with_what_to_do():
+    network = build_network(dots.embodiment(state=None), {"name": "small", "patch": 8})
+    with pytest.raises(BadRequest, match="needs a state.*'dots' has none; set foresight_weight to 0"):
+        SftObjective(network, foresight_weight=1.0)

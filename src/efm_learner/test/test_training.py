@@ -61,6 +61,7 @@ def test_a_small_network_learns_to_act_and_to_judge_from_pictures_and_words(tmp_
         learning_rate=3e-3,
         mixture=Mixture(batch_size=48, shift_pixels=1, instruction=True),
         instruction_weight=0.2,
+        foresight_weight=1.0,
         validate_every=50,
     )
     # The state is the same whatever the goal: only words tell the side.
@@ -70,6 +71,7 @@ def test_a_small_network_learns_to_act_and_to_judge_from_pictures_and_words(tmp_
     d, _ = predicted_steps(trained.reward, table, np.arange(len(table)), "mean")
     assert np.abs(d - table.steps_to_go).mean() < 1.0
     entry = read_metrics(tmp_path)[-1]
+    assert entry["sft/foresight"] < 0.1
     assert entry["step"] == 150 and entry["sft/validation_action_agreement"] > 0.9
     assert list((tmp_path / "tensorboard").iterdir())
 
