@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,13 @@ def record(
     tasks = [(folder / str(n), range(first_seed + n, first_seed + n + BLOCK), style) for n in missing]
     if not tasks:
         return
-    # A renderer does not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(tasks)), _open, (make,)) as pool:
-        for _ in tqdm(pool.imap_unordered(_record_block, tasks), total=len(tasks), unit="block"):
-            pass
+    # A renderer does not survive a fork. Unlike multiprocessing's, this pool ends where no process can begin.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(tasks)), context, _open, (make,)) as pool:
+        for done in tqdm(
+            as_completed([pool.submit(_record_block, t) for t in tasks]), None, len(tasks), unit="block"
+        ):
+            done.result()
 
 
 def load(folder: Path, count: int) -> list[EpisodeArrays]:

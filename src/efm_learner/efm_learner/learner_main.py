@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from typing import NoReturn
 
 from efm_learner.learner_node import LearnerNode
@@ -12,10 +14,30 @@ from efm_ros.lifecycle import run_node
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Runs the node until it is stopped, and ends the process."""
-    code = run_node(LearnerNode, args)
+    # All is saved; taking torch down in good order would take seconds on a busy machine.
+    _exit(run_node(_make, args))
+
+
+def leave_early(node: LearnerNode, leave: Callable[[int], object]) -> None:
+    """Waits until the process is to end, and ends it where the run is still being opened.
+
+    To open it takes many seconds, which nothing can interrupt. It changes nothing that a killed process would
+    not leave in order.
+    """
+    node.ending.wait()
+    if node.opening:
+        leave(0)
+
+
+def _make() -> LearnerNode:
+    node = LearnerNode()
+    threading.Thread(target=leave_early, args=(node, _exit), daemon=True).start()
+    return node
+
+
+def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is saved; taking torch down in good order would take seconds on a busy machine.
     os._exit(code)
 
 

@@ -50,6 +50,7 @@ class LearnerNode(EfmLifecycleNode):
             options: Of `EfmLifecycleNode`.
         """
         super().__init__("learner", **options)
+        self.opening = False  # Whether `acquire` is busy with the run.
         self._run: PracticeRun | None = None
         self._exporter = OnnxExporter("policy")  # Kept over every opening of the run: tracing takes seconds.
         self._opened: list[Callable[[], object]] = []  # What gives each opened thing back, oldest first.
@@ -69,7 +70,11 @@ class LearnerNode(EfmLifecycleNode):
     def acquire(self) -> None:
         """Opens the run, so that whatever is wrong with it refuses the start, and the services."""
         torch.set_num_threads(self.parameters.threads)
-        self._run = run = self._open()
+        self.opening = True
+        try:
+            self._run = run = self._open()
+        finally:
+            self.opening = False
         self._announced, self._arriving = "", len(run.unseen())
         self._decisions_each = float(run.embodiment.max_steps)
         self._status = self.create_publisher(LearnerStatus, "learner_status", LATCHED)
