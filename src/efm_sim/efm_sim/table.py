@@ -42,6 +42,11 @@ BANANA_START_HALF = 0.11  # m, the same for the banana
 EFFECTOR_CLEARANCE = 0.045  # m, from the effector's start to every body's centre
 BANANA_CLEARANCE = 0.095  # m, from the banana's centre to every block's
 MAX_PLACEMENTS = 10_000
+UNSTABLE = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 
 class TableWorld:
@@ -103,10 +108,12 @@ class TableWorld:
         if self._task is None:
             raise RuntimeError("table: step before the first reset")
         delta = self.spec.checked_action(action)
-        here = self._data.qpos[:2]
-        delta = np.clip(here + delta, -EFFECTOR_HALF, EFFECTOR_HALF) - here
+        before = self._data.qpos.copy()
+        delta = np.clip(before[:2] + delta, -EFFECTOR_HALF, EFFECTOR_HALF) - before[:2]
         self._data.ctrl[:] = delta * CONTROL_RATE_HZ
         mujoco.mj_step(self._model, self._data, nstep=PHYSICS_STEPS)
+        if any(self._data.warning[kind].number for kind in UNSTABLE):
+            self._undo(before)
         self._steps += 1
         return self._observation()
 
@@ -146,6 +153,12 @@ class TableWorld:
     def distance(self, task: Task) -> float:
         """Returns the distance between a task's body and its goal in metres."""
         return float(np.linalg.norm(self.position(task.body) - self.position(task.goal)))
+
+    def _undo(self, before: np.ndarray) -> None:
+        """Takes back a step that diverged: MuJoCo lays all bodies on one heap then, a false success."""
+        mujoco.mj_resetData(self._model, self._data)
+        self._data.qpos[:] = before
+        mujoco.mj_forward(self._model, self._data)
 
     def _placement(self, task: Task, rng: np.random.Generator) -> np.ndarray:
         """Draws qpos: effector x, y, then x, y, turn of every body."""

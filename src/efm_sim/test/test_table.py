@@ -111,6 +111,20 @@ def test_a_block_in_a_corner_can_be_brought_back():
     world.close()
 
 
+def test_a_step_that_diverges_is_taken_back_and_never_counts_as_success(table):
+    table.reset(3)
+    places = {name: table.position(name) for name in table.bodies}
+    table._data.qvel[0] = np.nan
+    table.step(np.array([0.01, 0.0]))
+    assert {name: table.position(name).tolist() for name in table.bodies} == {
+        name: place.tolist() for name, place in places.items()
+    }
+    assert not table.truth().success
+    effector = table.effector()
+    table.step(np.array([-0.01, 0.0]))
+    assert table.effector()[0] == pytest.approx(effector[0] - 0.01, abs=2e-3)
+
+
 def test_the_banana_is_neither_shown_nor_mentioned_unless_named(table, banana_table):
     assert BANANA not in table.bodies
     assert not any(BANANA in sentence for sentence in table.spec.instructions)
