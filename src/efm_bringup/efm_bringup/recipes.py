@@ -7,7 +7,7 @@ on two cores. A world without a recipe of its own gets `DEFAULT`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ DEFAULT = Recipe(
     training={"backbone": {"name": "small"}, "heads": 3, "steps": 4000, "labelling.rest_steps": 5},
 )
 
+# Cameras, and a state that says where the robot is.
+SEEING = replace(DEFAULT, training={**DEFAULT.training, "foresight_weight": 1.0})
+
 RECIPES: Mapping[str, Recipe] = {
     "pointmass": Recipe(
         demonstrations=300,
@@ -54,6 +57,9 @@ RECIPES: Mapping[str, Recipe] = {
         },
         learning={"learning_rate": 3e-4, "iterations": 60},
     ),
+    "table": SEEING,
+    "metaworld": SEEING,
+    "aloha": SEEING,
 }
 
 
