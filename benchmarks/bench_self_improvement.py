@@ -124,7 +124,7 @@ TABLE = Experiment(
     options={"blocks": 4, "image_size": 64},
     expert={"wander": 0, "pause": 0.0, "noise_burst": 0.03, "slip": 0.03, "fail": 0.15},
     demonstrations=3000,
-    frames=1,  # With two a policy copies its own motion, and stands still once it stood still.
+    frames=1,
     training={**TRAINING, "mixture": Mixture(batch_size=512, shift_pixels=2), "foresight_weight": 1.0},
     second={"expert": {"fail": 0.4}},
     verifier={"expert": {"fail": 0.4}},
