@@ -39,7 +39,7 @@ FILLER_WORDS = frozenset(
 # Of a batch; more than any machine has memory for.
 MOST_ROWS = 2**20
 
-# Of an entry of the state that never changes.
+# An entry of the state that deviates less never changes, but for rounding.
 LEAST_DEVIATION = 1e-6
 
 # Rows of unsuccessful episodes are drawn at most so many times as often as others.
@@ -174,8 +174,9 @@ class BatchMaker:
         self.censored_share = min(mixture.censored, MOST_OFTEN * natural)
         self.goal_columns, self.reached_columns = _hindsight_columns(labelling, self.embodiment)
         if table.state is not None:
-            self.state_mean = table.state.mean(axis=0)
-            self.state_deviation = np.maximum(table.state.std(axis=0), LEAST_DEVIATION)
+            self.state_mean = table.state.mean(axis=0, dtype=np.float64)
+            deviation = table.state.std(axis=0, dtype=np.float64)
+            self.state_deviation = np.where(deviation < LEAST_DEVIATION, 1.0, deviation)
         self._check()
 
         parts = 3 if mixture.instruction else 2
@@ -274,7 +275,7 @@ class BatchMaker:
             return np.zeros((len(rows), 0, 0), np.float32)
         last = self.table.last[self.table.episode[rows]]
         later = state[np.minimum(rows[:, None] + np.array(HORIZONS), last[:, None])]
-        return (later - self.state_mean) / self.state_deviation
+        return ((later - self.state_mean) / self.state_deviation).astype(np.float32)
 
     def _reached_later(self, rows: IntArray, rng: np.random.Generator) -> IntArray:
         """Returns for each row one of the later rows of its episode, any as likely; the last: itself."""

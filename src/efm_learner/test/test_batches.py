@@ -71,6 +71,15 @@ def test_later_states_are_those_of_the_same_demonstration_and_stop_at_its_end():
     assert maker().tensors(plan)[1].later.shape == (16, 0, 0)
 
 
+def test_an_entry_of_the_state_that_never_changes_is_told_as_zero():
+    embodiment = dots.embodiment()
+    still = [replace(episode, state=np.full_like(episode.state, 1000.1)) for episode in dots.episodes(4, 0)]
+    table = make_table(still, embodiment, LABELLING)
+    network = build_network(embodiment, {"name": "small"})
+    made = BatchMaker(table, network, Mixture(batch_size=8), LABELLING, 5, foresight=True)
+    assert made.tensors(made.plan(0))[1].later.abs().max() < 1e-3
+
+
 def test_a_single_unsuccessful_episode_is_not_shown_over_and_over():
     made = maker(Mixture(batch_size=64, censored=0.5), successful=30, unsuccessful=1)
     share = len(made.censored_rows) / (len(made.censored_rows) + len(made.goal_rows))
