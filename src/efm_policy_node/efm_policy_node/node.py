@@ -41,6 +41,9 @@ from efm_ros.names import in_robot
 CHECKS_PER_PERIOD = 4
 SHORTEST_CHECK_S = 0.005
 LONGEST_CHECK_S = 0.1
+# For other commanders, one a second, before a robot that may have been left moving is stopped: by then they
+# are known, on a busy machine too.
+LOOKS_BEFORE_STOP = 4
 GREATEST_SEED = 2**63 - 1
 
 
@@ -52,7 +55,9 @@ class _Robot:
         self.server: ActServer | None = None
         self.ready_bundle = ""  # Waits for this robot's act to end.
         self.rivals: tuple[str, ...] = ()  # Other commanders at the last look.
-        self.looked = False  # Whether the first look is over, which stops what a killed process left moving.
+        self.looks = (
+            0  # For other commanders, while active; at the last of them a robot left moving is stopped.
+        )
 
 
 class PolicyNode(EfmLifecycleNode):
@@ -251,13 +256,15 @@ class PolicyNode(EfmLifecycleNode):
         for robot in self._robots:
             robot.rivals = self._rivals(robot.io).names
             if robot.rivals:
+                robot.looks = LOOKS_BEFORE_STOP
                 names = ", ".join(robot.rivals)
                 robot.io.loop.cancel(
                     Reason.BUSY, f"another commander turned up on the command topic: {names}"
                 )
-            elif self.is_active and not robot.looked:
-                robot.looked = True
-                self._stop_leftover(robot.io)
+            elif self.is_active:
+                robot.looks += 1
+                if robot.looks == LOOKS_BEFORE_STOP:
+                    self._stop_leftover(robot.io)
 
     def _stop_leftover(self, io: RobotIo) -> None:
         """Stops what a killed policy node left moving, unless anybody else could command it."""

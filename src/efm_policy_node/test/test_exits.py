@@ -174,6 +174,6 @@ def test_a_start_sends_nothing_where_others_may_command(driven, beside):
     driven.start(bundle=str(driven.bundle.path), follow_models=False, **beside)
     driven.until(lambda: "is ready" in driven.process.log, "the node")
     driven.until(driven.robot.act.server_is_ready, "its action")
-    driven.spin(2.5)
+    driven.spin(6.0)
     rival.destroy_node()
     assert not driven.robot.commands
