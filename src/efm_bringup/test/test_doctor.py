@@ -25,6 +25,7 @@ EFM = [sys.executable, "-m", "efm_bringup.efm"]
 CAMERA, STATE, COMMAND = "/robot_1/camera/top/image_raw", "/robot_1/joint_states", "/robot_1/commands"
 IMAGE, JOINTS = "sensor_msgs/msg/Image", "sensor_msgs/msg/JointState"
 ARRAY, CLOCK = "std_msgs/msg/Float64MultiArray", "rosgraph_msgs/msg/Clock"
+EPISODES = "/robot_1/episodes"
 
 
 def healthy() -> Snapshot:
@@ -229,8 +230,14 @@ FAULTS = [
         "stop all",
     ),
     (parameters("/policy", dry_run=True), O, COMMAND, "a dry run: /policy decides", "dry_run:=false"),
-    (parameters("/e", spool="/", mode="evaluate"), W, "/policy_step", "no policy node acts", "node's log"),
-    (parameters("/e", spool="/", mode="practice"), W, "/steps_to_go", "no reward node judges", "node's log"),
+    (
+        parameters(EPISODES, spool="/", mode="evaluate"),
+        W,
+        "/robot_1/policy_step",
+        "no policy node acts",
+        "log",
+    ),
+    (parameters(EPISODES, spool="/", mode="practice"), W, "/robot_1/steps_to_go", "no reward node", "log"),
     (no_controller, W, COMMAND, "nobody takes the robot's commands", "start its controller"),
     (
         subscriber(COMMAND, "/arm", "std_msgs/msg/Float32"),
