@@ -173,7 +173,7 @@ class BatchMaker:
         natural = len(self.censored_rows) / max(1, len(self.censored_rows) + len(self.goal_rows))
         self.censored_share = min(mixture.censored, MOST_OFTEN * natural)
         self.goal_columns, self.reached_columns = _hindsight_columns(labelling, self.embodiment)
-        if table.state is not None:
+        if foresight and table.state is not None:
             self.state_mean = table.state.mean(axis=0, dtype=np.float64)
             deviation = table.state.std(axis=0, dtype=np.float64)
             self.state_deviation = np.where(deviation < LEAST_DEVIATION, 1.0, deviation)

@@ -55,9 +55,7 @@ class _Robot:
         self.server: ActServer | None = None
         self.ready_bundle = ""  # Waits for this robot's act to end.
         self.rivals: tuple[str, ...] = ()  # Other commanders at the last look.
-        self.looks = (
-            0  # For other commanders, while active; at the last of them a robot left moving is stopped.
-        )
+        self.looks = 0  # For other commanders, since the node became active; see LOOKS_BEFORE_STOP.
 
 
 class PolicyNode(EfmLifecycleNode):
