@@ -30,7 +30,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ import numpy as np
 from bench_lockstep import START_S, answered, expert_in_process, processes, simulator, wait
 from rclpy.action import ActionClient
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 
 from efm_bringup.demo import isolate
@@ -50,7 +50,6 @@ from efm_msgs.action import Act
 from efm_msgs.srv import ResetWorld
 from efm_ros.commands import message_type
 from efm_ros.conversion import stamp_to_ns
-from efm_ros.intake import Intake
 from efm_ros.qos import COMMANDS, IMAGES, deep
 
 WARM_UP_ACTS = 4
@@ -140,17 +139,28 @@ def recorded(world: str, robots: list[str], seconds: float) -> dict[str, float]:
 
 
 class Observer:
-    """Notes when it saw an observation and the command that answers it."""
+    """Notes how long after an observation the command that answers it was published, by the stamps that the
+    middleware gives both where they are published: when this process is woken does not matter, and it is
+    woken for neither.
+    """
 
-    def __init__(self, node: Node, embodiment: Embodiment, robots: list[str]) -> None:
+    def __init__(self, embodiment: Embodiment, robots: list[str]) -> None:
         self.latencies: list[float] = []
-        self._seen: dict[tuple[str, int], float] = {}
-        self._intake, self._ending = Intake(node), threading.Event()
-        kind = message_type(embodiment.action)
-        for robot in robots:
-            self._intake.subscribe(JointState, f"{robot}/joint_states", partial(self._state, robot), IMAGES)
-            topic = f"{robot}/{embodiment.action.topic}"
-            self._intake.subscribe(kind, topic, partial(self._command, robot), deep(COMMANDS))
+        self._published: dict[tuple[str, int], int] = {}
+        self._node, self._ending = Node("observer"), threading.Event()  # No executor has it.
+        self._robots = [
+            (
+                robot,
+                self._node.create_subscription(JointState, f"{robot}/joint_states", print, deep(IMAGES)),
+                self._node.create_subscription(
+                    message_type(embodiment.action),
+                    f"{robot}/{embodiment.action.topic}",
+                    print,
+                    deep(COMMANDS),
+                ),
+            )
+            for robot in robots
+        ]
         self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
@@ -158,19 +168,23 @@ class Observer:
         """Ends the thread."""
         self._ending.set()
         self._thread.join(5.0)
-        self._intake.close()
+        self._node.destroy_node()
 
     def _take(self) -> None:
-        while not self._ending.is_set():
-            self._intake.take(0.2)
+        while not self._ending.wait(0.05):
+            for robot, states, commands in self._robots:
+                for message, published_ns in taken(states):
+                    self._published[robot, stamp_to_ns(message.header.stamp)] = published_ns
+                for message, published_ns in taken(commands):
+                    before_ns = self._published.pop((robot, message_stamp_ns(message) or 0), None)
+                    if before_ns is not None:
+                        self.latencies.append((published_ns - before_ns) / 1e9)
 
-    def _state(self, robot: str, message: JointState) -> None:
-        self._seen[robot, stamp_to_ns(message.header.stamp)] = time.perf_counter()
 
-    def _command(self, robot: str, message: Any) -> None:
-        seen = self._seen.pop((robot, message_stamp_ns(message) or 0), None)
-        if seen is not None:
-            self.latencies.append(time.perf_counter() - seen)
+def taken(subscription: Subscription) -> Iterator[tuple[Any, int]]:
+    """Takes what has come: messages, and when they were published [ns]."""
+    while (found := subscription.handle.take_message(subscription.msg_type, False)) is not None:
+        yield found[0], found[1]["source_timestamp"]
 
 
 def latency(
@@ -183,9 +197,8 @@ def latency(
     episodes: list[int] = []
     wish = Wish(COLLECT, 0, max_steps=50, actor="external")
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(FleetClient("bench"))
         stack.enter_context(processes([[*simulator(world, {}, robots), *real_time], policy]))
-        observer = Observer(client.node, load_embodiment(name), robots)
+        observer = Observer(load_embodiment(name), robots)
         stack.callback(observer.close)
         if is_recorded:
             finished = lambda one: episodes.append(one.steps)  # noqa: E731

@@ -105,6 +105,14 @@ class EpisodeWatch:
         """True when the actor has given its result."""
         return self.act is not None
 
+    def is_behind(self, until_ns: float = math.inf) -> bool:
+        """Returns whether steps before an observation are still to come: those that the actor counts in its
+        result travel apart from it, and from judgements.
+        """
+        claimed = self.act.steps if self.act is not None else 0
+        is_silent = self._now() - self._last_sign >= self._limits.behind_s
+        return self.steps < claimed and self._last_step_ns < until_ns and not is_silent
+
     def remark(self, text: str) -> None:
         """Adds words for people to the summary."""
         self._remarks.append(text)
@@ -196,10 +204,7 @@ class EpisodeWatch:
 
     def _settled(self, end: End, now: float) -> End | None:
         """Waits for the observation that the last command led to, and for its judgement."""
-        # The result and the steps travel apart: the last steps may come after it.
-        claimed = self.act.steps if self.act is not None else 0
-        behind = self.steps < claimed and now - self._last_sign < self._limits.behind_s
-        if not self._terminal_ns and not behind and self._newest_ns() > self._last_step_ns:
+        if not self._terminal_ns and not self.is_behind() and self._newest_ns() > self._last_step_ns:
             self._terminal_ns = self._newest_ns()
         judged_ns = self._judged[-1].stamp_ns if self._judged else -1
         if self._terminal_ns and (not self._request.judged or judged_ns >= self._terminal_ns):

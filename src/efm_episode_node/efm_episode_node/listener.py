@@ -2,8 +2,9 @@
 runner.
 
 All topics are taken by one thread of its own (`efm_ros.intake`), serialised; only policy steps and judgements
-are opened. It tells now and then what the recorder holds, for worlds that can wait for it. The simulator's
-truth is subscribed to while an evaluation runs and at no other time, so that no other episode can hold it.
+are opened, and while an episode runs only they wake it. It tells now and then what the recorder holds, for
+worlds that can wait for it. The simulator's truth is subscribed to while an evaluation runs and at no other
+time, so that no other episode can hold it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from efm_ros.intake import Intake
 from efm_ros.qos import COMMANDS, EVENTS, IMAGES, deep
 
 WAIT_S = 0.2
+# Inputs and commands of a running episode are gathered for so long: whoever is woken by an observation takes
+# the processor from the policy that answers it.
+GATHER_S = 0.02
 # What is held is told after so many control steps, or so many bytes.
 TOLD_STEPS = 10
 TOLD_BYTES = 1 << 20
@@ -94,7 +98,9 @@ class RobotListener:
             self._state_type = kind
         self._command_type = message_type(embodiment.action)
         self._command = Stream(embodiment.action.topic.lstrip("~/"), _type_name(self._command_type))
-        self._hear(self._command_type, embodiment.action.topic, self._on_command, deep(COMMANDS))
+        self._hear(
+            self._command_type, embodiment.action.topic, self._on_command, deep(COMMANDS), patient=True
+        )
         self._step = Stream("policy_step", _type_name(PolicyStep))
         self._hear(PolicyStep, "policy_step", self._on_step, deep(EVENTS))
         self._judgement = Stream("steps_to_go", _type_name(StepsToGo))
@@ -163,7 +169,8 @@ class RobotListener:
     def _main(self) -> None:
         try:
             while not self._ending:
-                self._intake.take(WAIT_S)
+                recording = self._told_ns > 0
+                self._intake.take(GATHER_S if recording else WAIT_S, patiently=recording)
                 self._tell_held()
         except Exception as error:  # noqa: BLE001 handed to the node, which ends with it
             self._fault(error)
@@ -179,8 +186,15 @@ class RobotListener:
             self._told_ns, self._untold_bytes = held_ns, 0
             self._held.publish(Header(stamp=ns_to_stamp(held_ns)))
 
-    def _hear(self, kind: type, topic: str, callback: Callable[[bytes], None], qos: QoSProfile) -> None:
-        self._subscriptions[topic] = self._intake.subscribe(kind, topic, callback, qos, raw=True)
+    def _hear(
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable[[bytes], None],
+        qos: QoSProfile,
+        patient: bool = False,
+    ) -> None:
+        self._subscriptions[topic] = self._intake.subscribe(kind, topic, callback, qos, True, patient)
 
     def _hear_input(self, kind: type, topic: str, stream: Stream, depth: int = 0) -> None:
         self._recorder.add_input(stream)
@@ -197,7 +211,7 @@ class RobotListener:
             self._state_data = data
             take(data)
 
-        self._hear(kind, topic, take if kind in (Image, CompressedImage) else take_state, qos)
+        self._hear(kind, topic, take if kind in (Image, CompressedImage) else take_state, qos, patient=True)
 
     def _on_command(self, data: bytes) -> None:
         labelled = self._command_type is Float64MultiArray

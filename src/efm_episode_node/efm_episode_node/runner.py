@@ -10,6 +10,7 @@ Left out: how a scene is reset (`resets`), how messages are recorded (`recorder`
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import time
 from collections.abc import Callable
@@ -237,17 +238,20 @@ class EpisodeRunner:
                 end = self._interrupted()
             if watch.steps != self.progress.step:
                 self.progress = dataclasses.replace(self.progress, step=watch.steps)
-        if ticket and not watch.act_ended:
-            self._station.cancel_act(ticket)
-            self._await_stop(request, watch)
+        if ticket:
+            if not watch.act_ended:
+                self._station.cancel_act(ticket)
+            self._await_stop(request, watch, end.stamp_ns or math.inf)
         return end
 
-    def _await_stop(self, request: RunRequest, watch: EpisodeWatch) -> None:
-        """Waits for the actor's result, which says which model acted; goes on without it after the
-        deadline.
+    def _await_stop(self, request: RunRequest, watch: EpisodeWatch, until_ns: float) -> None:
+        """Waits for the actor's result, which says which model acted, and for its steps before an
+        observation; goes on without them after the deadline.
         """
         deadline = time.monotonic() + self._settings.cancel_s
-        while not watch.act_ended and time.monotonic() < deadline and not self.controls.closing:
+        while not watch.act_ended or watch.is_behind(until_ns):
+            if time.monotonic() >= deadline or self.controls.closing:
+                break
             event = self._hear()
             if isinstance(event, ActEnded):
                 watch.note_end(event)

@@ -79,6 +79,22 @@ def test_the_last_observation_of_the_greatest_length_is_still_judged():
     assert robot.kept[0].steps == 8
 
 
+def test_steps_that_come_after_the_success_and_after_the_result_of_their_actor_count():
+    """On a busy machine an episode had 12 steps in one run and 16 in the next."""
+
+    def story(robot, request, ticket):
+        stamps = [robot.now_ns + index * PERIOD_NS for index in range(6)]
+        steps = [Stepped(stamp_ns, request.episode_id, "b1") for stamp_ns in stamps]
+        robot.now_ns = stamps[4]
+        robot.judge(request, 1.0, held=1, success=True)
+        for event in (steps[0], ActEnded(ticket, Reason.CANCELLED, steps=6), *steps[1:]):
+            robot.runner.events.put(event)
+
+    robot = make(script=[story])
+    run(robot, Mode.PRACTICE)
+    assert robot.kept[0].steps == 4
+
+
 def test_an_episode_without_success_ends_at_the_greatest_length():
     def story(robot, request, ticket):
         for index in range(request.max_steps):

@@ -47,6 +47,7 @@ class Intake:
         self._group = _NotForTheExecutor()
         self._lock = threading.Lock()
         self._subscriptions: list[Subscription] = []
+        self._patient: set[Subscription] = set()
         self._guard = node.create_guard_condition(_nothing, callback_group=self._group)
         self._wait_set: Any = None
         self._size = -1
@@ -58,6 +59,7 @@ class Intake:
         callback: Callable[[Any], None],
         qos: QoSProfile,
         raw: bool = False,
+        patient: bool = False,
     ) -> Subscription:
         """Adds a topic.
 
@@ -68,6 +70,7 @@ class Intake:
                 if `raw`.
             qos: One of the profiles in `efm_ros.qos`; `qos_overrides` parameters change it.
             raw: Leave the messages serialised.
+            patient: Its messages may wait where `take` is told so.
         """
         subscription = self._node.create_subscription(
             message_type,
@@ -80,24 +83,29 @@ class Intake:
         )
         with self._lock:
             self._subscriptions.append(subscription)
+            if patient:
+                self._patient.add(subscription)
         self.wake()
         return subscription
 
     def take_clock(self) -> None:
         """Takes the node's /clock too, where it goes by one: hundreds of its messages come every second.
 
-        The clock then stands still while callbacks run; it goes back to the executor at `close`.
+        The clock then stands still while callbacks run; it goes back to the executor at `close`. It is
+        patient.
         """
         with self._lock:
             for subscription in self._node.subscriptions:
                 if subscription.topic_name == CLOCK and subscription not in self._subscriptions:
                     _give_to(self._group, subscription)
                     self._subscriptions.append(subscription)
+                    self._patient.add(subscription)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Removes a topic; its callback may still be running when this returns."""
         with self._lock:
             self._subscriptions.remove(subscription)
+            self._patient.discard(subscription)
         self.wake()
         self._node.destroy_subscription(subscription)
 
@@ -105,11 +113,12 @@ class Intake:
         """Lets a waiting `take` return at once; one that is not waiting returns early the next time."""
         self._guard.trigger()
 
-    def take(self, timeout_s: float) -> bool:
+    def take(self, timeout_s: float, patiently: bool = False) -> bool:
         """Waits for messages or `wake`, then calls the callbacks with all that has come, topic by topic.
 
         Args:
             timeout_s: Longest wait (steady clock).
+            patiently: Messages of patient topics do not end the wait.
 
         Returns:
             True if there was any message. False after a timeout, `wake`, or the end of the context.
@@ -120,6 +129,7 @@ class Intake:
             # A handle that is entered is not destroyed under the wait.
             subscriptions = self._enter(in_use)
             handles = list(in_use)
+            patient = self._patient if patiently else ()
             for handle in (self._guard.handle, context.handle):
                 handle.__enter__()
                 in_use.append(handle)
@@ -128,8 +138,9 @@ class Intake:
                 self._size = len(subscriptions)
             wait_set = self._wait_set
             wait_set.clear_entities()
-            for handle in handles:
-                wait_set.add_subscription(handle)
+            for subscription, handle in zip(subscriptions, handles, strict=True):
+                if subscription not in patient:
+                    wait_set.add_subscription(handle)
             wait_set.add_guard_condition(self._guard.handle)
             try:
                 wait_set.wait(max(0, int(timeout_s * 1e9)))
@@ -140,7 +151,7 @@ class Intake:
             ready = set(wait_set.get_ready_entities("subscription"))
             found = False
             for subscription, handle in zip(subscriptions, handles, strict=True):
-                if handle.pointer in ready:
+                if handle.pointer in ready or subscription in patient:
                     found = _drain(subscription, handle) or found
             return found
         finally:
