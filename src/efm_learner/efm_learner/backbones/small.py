@@ -94,8 +94,11 @@ class Stem(nn.Module):
         patch, rows, columns = self.patch, self.rows, self.columns
         seen = images[:, :, : rows * patch, : columns * patch]
         seen = seen.reshape(batch, frames, rows, patch, columns, patch * 3).permute(0, 2, 4, 1, 3, 5)
-        pixels = seen.reshape(batch, rows, columns, frames * patch**2 * 3).float() * (2 / 255) - 1
-        grid = torch.relu(self.patches(pixels)).permute(0, 3, 1, 2)
+        pixels = seen.reshape(-1, frames * patch**2 * 3).float()
+        # Of pixels from -1 to 1, without a pass over all of them.
+        weight, bias = self.patches.weight, self.patches.bias
+        grid = torch.relu(nn.functional.linear(pixels, weight * (2 / 255), bias - weight.sum(1)))
+        grid = grid.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2)
         for convolution in self.convolutions:
             grid = torch.relu(convolution(grid))
         return self.norm(grid.permute(0, 2, 3, 1).reshape(batch, rows * columns, -1))
@@ -182,10 +185,13 @@ class SmallBackbone(nn.Module):
         for index, camera in enumerate(self.cameras):
             stem = self.stems[index]
             tokens = stem(batch[image_input(camera)])
-            keys = self.keys[index](tokens) + self.places[index](stem.places)
             mine = queries[:, index * slots : (index + 1) * slots]
-            attention = torch.softmax(mine @ keys.transpose(1, 2), dim=-1)
-            seen.append(self.dropout((attention @ self.values[index](tokens)).flatten(1)))
+            # Slots are fewer than tokens: their queries and what they find go through the linear maps of keys
+            # and values, which gives the same.
+            key, places = self.keys[index], self.places[index](stem.places)
+            scores = (mine @ key.weight) @ tokens.transpose(1, 2) + mine @ (places + key.bias).T
+            attention = torch.softmax(scores, dim=-1)
+            seen.append(self.dropout(self.values[index](attention @ tokens).flatten(1)))
             seen.append((attention @ stem.places).flatten(1))
         if self.normalise is not None:
             seen.append(self.normalise(batch[STATE]))
