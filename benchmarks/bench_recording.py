@@ -6,8 +6,8 @@ In every round, one right after the other, so that the load of the machine count
 - in process: the expert's loop without ROS, without resets;
 - alone: the simulator's process, a client that asks for one reset and one act after the other;
 - recorded: an episode node for each robot in the client's place, everything on the disk;
-- latency: in real time (`--factor` times), from an observation to the command that answers it, as somebody
-  beside the policy sees both; first with nobody recording, then with an episode node for each robot, which
+- latency: in real time (`--factor` times), from an observation to the command that answers it; with nobody
+  recording, with a bare subscriber of each robot's topics, and with an episode node for each robot, which
   records whoever commands (actor `external`).
 Resets count in `alone` and `recorded`. Ratios are of the same round; the median round is reported. CPU time
 of a step is that of the simulator, alone and while it is recorded, and of all that the episode nodes do; it
@@ -35,11 +35,13 @@ from typing import Any
 
 import bench_lockstep
 import numpy as np
+import rclpy
 from bench_lockstep import START_S, answered, expert_in_process, processes, simulator, wait
 from rclpy.action import ActionClient
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Image, JointState
 
 from efm_bringup.demo import isolate
 from efm_core.embodiment import Embodiment, load_embodiment
@@ -50,9 +52,13 @@ from efm_msgs.action import Act
 from efm_msgs.srv import ResetWorld
 from efm_ros.commands import message_type
 from efm_ros.conversion import stamp_to_ns
+from efm_ros.intake import Intake
 from efm_ros.qos import COMMANDS, IMAGES, deep
 
 WARM_UP_ACTS = 4
+PARTS = ("speed", "latency")
+BESIDE = ("unrecorded", "subscribed", "recorded")
+GATHER_S = 0.02
 COLLECT = int(Mode.COLLECT)
 
 
@@ -187,9 +193,21 @@ def taken(subscription: Subscription) -> Iterator[tuple[Any, int]]:
         yield found[0], found[1]["source_timestamp"]
 
 
-def latency(
-    world: str, robots: list[str], seconds: float, factor: float, is_recorded: bool
-) -> dict[str, float]:
+def subscribe_only(world: str, robot: str) -> None:
+    """Takes what an episode node takes, as it does, and does nothing with it; until the process is ended."""
+    embodiment = load_embodiment(world)
+    rclpy.init()
+    node = Node("subscriber", namespace=robot, parameter_overrides=[Parameter("use_sim_time", value=True)])
+    intake = Intake(node)
+    intake.take_clock()
+    topics = [(Image, camera.topic) for camera in embodiment.cameras] + [(JointState, "joint_states")]
+    for kind, topic in [*topics, (message_type(embodiment.action), embodiment.action.topic)]:
+        intake.subscribe(kind, topic, lambda data: None, deep(IMAGES), raw=True, patient=True)
+    while rclpy.ok():
+        intake.take(GATHER_S, patiently=True)
+
+
+def latency(world: str, robots: list[str], seconds: float, factor: float, beside: str) -> dict[str, float]:
     """Milliseconds from an observation to its command, in real time."""
     name = world.partition(":")[0]
     policy = [sys.executable, bench_lockstep.__file__, "--policy-process", name, "1.0", *robots]
@@ -200,7 +218,10 @@ def latency(
         stack.enter_context(processes([[*simulator(world, {}, robots), *real_time], policy]))
         observer = Observer(load_embodiment(name), robots)
         stack.callback(observer.close)
-        if is_recorded:
+        if beside == "subscribed":
+            command = [sys.executable, __file__, "--subscribe-only", name]
+            stack.enter_context(processes([[*command, robot] for robot in robots]))
+        elif beside == "recorded":
             finished = lambda one: episodes.append(one.steps)  # noqa: E731
             stack.enter_context(recording(world, robots, wish, finished))
             wait(lambda: len(episodes) >= len(robots), "recorded episodes")
@@ -215,19 +236,23 @@ def latency(
     }
 
 
-def one_round(world: str, robots: list[str], seconds: float, factor: float) -> dict[str, float]:
-    """Measures everything once."""
-    result = {
-        "in_process": expert_in_process(world, {}, seconds / 2),
-        **alone(world, robots, seconds),
-        **recorded(world, robots, seconds),
-    }
-    reference = (result["in_process"] + expert_in_process(world, {}, seconds / 2)) / 2
-    result |= {"in_process": reference, "recorded_to_alone": result["recorded"] / result["alone"]}
-    result["recorded_to_in_process"] = result["recorded"] / reference
-    for name, is_recorded in (("unrecorded", False), ("recorded", True)):
-        found = latency(world, robots, seconds, factor, is_recorded)
-        result |= {f"latency_{name}_{key}": value for key, value in found.items()}
+def one_round(
+    world: str, robots: list[str], seconds: float, factor: float, parts: list[str]
+) -> dict[str, float]:
+    """Measures every part once."""
+    result = {}
+    if "speed" in parts:
+        result = {
+            "in_process": expert_in_process(world, {}, seconds / 2),
+            **alone(world, robots, seconds),
+            **recorded(world, robots, seconds),
+        }
+        reference = (result["in_process"] + expert_in_process(world, {}, seconds / 2)) / 2
+        result |= {"in_process": reference, "recorded_to_alone": result["recorded"] / result["alone"]}
+        result["recorded_to_in_process"] = result["recorded"] / reference
+    for beside in BESIDE if "latency" in parts else ():
+        found = latency(world, robots, seconds, factor, beside)
+        result |= {f"latency_{beside}_{key}": value for key, value in found.items()}
     return result
 
 
@@ -240,12 +265,18 @@ def main() -> int:
     parser.add_argument("--factor", type=float, default=3.0, help="speed of the measurement in real time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_recording.json"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--subscribe-only", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.subscribe_only:
+        subscribe_only(*given.subscribe_only)
+        return 0
     isolate()
+    rclpy.init()
     robots = [f"robot_{index}" for index in range(1, given.robots + 1)]
     rounds = []
     for index in range(given.rounds):
-        rounds.append(one_round(given.world, robots, given.seconds, given.factor))
+        rounds.append(one_round(given.world, robots, given.seconds, given.factor, given.parts))
         print(
             f"round {index + 1}: " + ", ".join(f"{key} {value:.3g}" for key, value in rounds[-1].items()),
             flush=True,
