@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"efm: unknown command {name!r}{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
     sys.argv[0] = f"efm {name}"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ends a command in order, as Ctrl+C does.
+    # SIGTERM ends a command in order, as Ctrl+C does. What a shell's script starts in the background would
+    # ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         if name != "demo":  # It chooses for itself, to stay on this machine.
             use_middleware_profile(os.environ)

@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     check(nodes)
     ending = threading.Event()
-    # Set here, since a shell lets what it starts in the background ignore SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
     with ProcessGroup(nodes, options.logs) as group:

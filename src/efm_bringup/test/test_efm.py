@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -59,3 +60,24 @@ def test_a_reader_who_leaves_early_sees_no_traceback():
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_script_started_in_the_background_ends_when_it_is_interrupted(number):
+    """A shell lets it ignore SIGINT; `efm evaluate &` in a script could not be stopped in order."""
+    command = (
+        "import sys, time; from types import SimpleNamespace; from efm_bringup import efm\n"
+        "patient = SimpleNamespace(main=lambda rest: print('up', flush=True) or time.sleep(60))\n"
+        "efm.importlib.import_module = lambda name: patient\n"
+        "sys.exit(efm.main(['evaluate']))"
+    )
+    shell = subprocess.Popen(
+        ["sh", "-c", '"$@" & echo $!; wait $!', "sh", sys.executable, "-c", command],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert shell.stdout is not None
+    pid = int(shell.stdout.readline())
+    assert shell.stdout.readline() == "up\n"
+    os.kill(pid, number)
+    assert shell.wait(timeout=60) == 130
