@@ -91,8 +91,9 @@ class RunFolder:
                 raise BadRequest(f"{path}: expected settings in JSON, found: {error}") from error
             if found == mine:
                 return
+            loose = set(free)
             before, now = (
-                leaves({key: value for key, value in values.items() if key not in set(free)})
+                leaves({key: value for key, value in values.items() if key not in loose})
                 for values in (found, mine)
             )
             changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
