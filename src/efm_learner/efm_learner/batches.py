@@ -151,7 +151,8 @@ class BatchMaker:
         processes: int = 1,
         foresight: bool = False,
     ) -> None:
-        self.table, self.mixture, self.seed, self.foresight = table, mixture, seed, foresight
+        self.table, self.mixture, self.seed = table, mixture, seed
+        self.foreseen = table.state if foresight else None
         self.embodiment: Embodiment = network.embodiment
         self.margin = labelling.censored_margin
         self.names = tuple(input_specs(network))
@@ -173,9 +174,9 @@ class BatchMaker:
         natural = len(self.censored_rows) / max(1, len(self.censored_rows) + len(self.goal_rows))
         self.censored_share = min(mixture.censored, MOST_OFTEN * natural)
         self.goal_columns, self.reached_columns = _hindsight_columns(labelling, self.embodiment)
-        if foresight and table.state is not None:
-            self.state_mean = table.state.mean(axis=0, dtype=np.float64)
-            deviation = table.state.std(axis=0, dtype=np.float64)
+        if self.foreseen is not None:
+            self.state_mean = self.foreseen.mean(axis=0, dtype=np.float64)
+            deviation = self.foreseen.std(axis=0, dtype=np.float64)
             self.state_deviation = np.where(deviation < LEAST_DEVIATION, 1.0, deviation)
         self._check()
 
@@ -270,11 +271,10 @@ class BatchMaker:
 
     def _later_states(self, rows: IntArray) -> npt.NDArray[np.float32]:
         """Returns the states that `Targets.later` has for these rows, [b, H, S]."""
-        state = self.table.state
-        if not self.foresight or state is None:
+        if self.foreseen is None:
             return np.zeros((len(rows), 0, 0), np.float32)
         last = self.table.last[self.table.episode[rows]]
-        later = state[np.minimum(rows[:, None] + np.array(HORIZONS), last[:, None])]
+        later = self.foreseen[np.minimum(rows[:, None] + np.array(HORIZONS), last[:, None])]
         return ((later - self.state_mean) / self.state_deviation).astype(np.float32)
 
     def _reached_later(self, rows: IntArray, rng: np.random.Generator) -> IntArray:
