@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from efm_core.errors import BadRequest
-from efm_core.files import disk_full_is_told, sync, write_synced
+from efm_core.files import disk_full_is_told, sync, temporary_folder, write_synced
 
 KEPT = 2
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -57,23 +57,16 @@ def save_checkpoint(
         SpoolFull: The disk is full; the checkpoints before are untouched.
     """
     parent = run / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
     final = parent / f"step_{state.step:08d}"
-    partial = parent / f".{final.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with disk_full_is_told("the checkpoint", parent):
-        try:
-            partial.mkdir()
-            write_synced(partial / _WEIGHTS, _tensors_to_bytes(module.state_dict()))
-            save_optimizer(optimizer, partial / _OPTIMIZER)
-            write_synced(partial / _STATE, json.dumps(asdict(state), indent=2).encode())
-            sync(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            sync(parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    for old in (*checkpoints(run)[:-KEPT], *parent.glob(".step_*.partial")):
+    with disk_full_is_told("the checkpoint", parent), temporary_folder(parent, ".step_") as partial:
+        write_synced(partial / _WEIGHTS, _tensors_to_bytes(module.state_dict()))
+        save_optimizer(optimizer, partial / _OPTIMIZER)
+        write_synced(partial / _STATE, json.dumps(asdict(state), indent=2).encode())
+        sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync(parent)
+    for old in checkpoints(run)[:-KEPT]:
         shutil.rmtree(old)
     _remove_unnamed_best(run)
     return final

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from efm_core.embodiment import Embodiment
 from efm_core.errors import EfmError
-from efm_core.files import disk_full_is_told, sync, write_synced
+from efm_core.files import disk_full_is_told, sync, temporary_folder, write_synced
 from efm_learner.samples import EpisodeArrays, Frames
 
 FORMAT = 1
@@ -125,8 +125,6 @@ class FrameCache:
         self, missing: Sequence[Wanted], errors: list[EfmError], on_decoded: Callable[[], object]
     ) -> list[_Pack]:
         """Decodes episodes into new packs; the lock is held."""
-        for left_over in self.folder.glob(".pack_*"):
-            shutil.rmtree(left_over, ignore_errors=True)
         packs: list[_Pack] = []
         rest = iter(missing)
         while (folder := self._write_pack(rest, errors, on_decoded)) is not None:
@@ -137,9 +135,10 @@ class FrameCache:
         self, wanted: Iterator[Wanted], errors: list[EfmError], on_decoded: Callable[[], object]
     ) -> Path | None:
         """Writes one pack of the next episodes; None where there is none left."""
-        partial = self.folder / f".pack_{os.getpid()}"
-        with disk_full_is_told("decoded frames", self.folder), _removed_on_error(partial):
-            partial.mkdir()
+        with (
+            disk_full_is_told("decoded frames", self.folder),
+            temporary_folder(self.folder, ".pack_") as partial,
+        ):
             kept: list[EpisodeArrays] = []
             size = 0
             with ExitStack() as stack:
@@ -163,7 +162,6 @@ class FrameCache:
                     file.flush()
                     os.fsync(file.fileno())
             if not kept:
-                partial.rmdir() if not self.cameras else shutil.rmtree(partial)
                 return None
             _write_arrays(partial, kept)
             names = sorted(path.name for path in partial.iterdir())
@@ -286,12 +284,3 @@ def _checksum(path: Path) -> dict[str, int]:
 
 def _image_file(number: int) -> str:
     return f"camera_{number}.u8"
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

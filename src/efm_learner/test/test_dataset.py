@@ -103,6 +103,14 @@ def test_two_processes_share_one_cache(recorded, tmp_path):
     assert sum(len(json.loads((p / "index.json").read_text())["episodes"]) for p in packs) == 10
 
 
+def test_what_a_killed_decoding_left_half_written_is_removed(recorded, tmp_path):
+    load(recorded, tmp_path)
+    pack = next(tmp_path.glob("*/pack_*"))
+    torn = pack.rename(pack.with_name(".pack_1.partial"))
+    load(recorded, tmp_path)
+    assert pack.is_dir() and not torn.exists()
+
+
 def test_what_no_demonstrator_vouched_for_is_left_out_and_counted(tmp_path, caplog):
     dots.record(tmp_path, dots.episode(0))
     dots.record(tmp_path, dots.episode(1), outcome=Outcome.DISCARDED)
