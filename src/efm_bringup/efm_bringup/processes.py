@@ -29,6 +29,7 @@ SETTLED_S = 20.0
 LONGEST_DELAY_S = 32.0
 STOP_DEADLINE_S = 10.0  # Twice what a whole stack may take; a learner ends its iteration first.
 KILL_DEADLINE_S = 2.0
+LAST_BYTES = 4096  # Of a log, in which the last line is looked for.
 # Ends a node in order when its launcher is gone, however that died: robots never act with nobody in charge.
 LEASH = ("setpriv", "--pdeathsig", "TERM", "--")
 
@@ -116,9 +117,7 @@ class ProcessGroup:
             if running.restart_at is None:
                 delay_s = running.next_delay_s(now)
                 again = f"; it is started again in {delay_s:g} s" if running.node.respawn else ""
-                lines.append(
-                    f"{_label(running.node)} ended with code {code}{again}{self._hint(running.node)}"
-                )
+                lines.append(self._obituary(running, again))
                 running.delay_s, running.restart_at = delay_s, now + delay_s
             elif now >= running.restart_at:
                 running.process, running.started_s = self._start(running.node), now
@@ -127,8 +126,8 @@ class ProcessGroup:
 
     @property
     def dead(self) -> list[str]:
-        """Labels of the nodes that do not run now."""
-        return [_label(running.node) for running in self._running if running.process.poll() is not None]
+        """A line for each node that does not run now."""
+        return [self._obituary(running) for running in self._running if running.process.poll() is not None]
 
     def pid(self, name: str, namespace: str = "/") -> int:
         """Returns the process id of a node, for tests that kill it."""
@@ -165,7 +164,7 @@ class ProcessGroup:
     def _start(self, node: NodeSpec) -> subprocess.Popen[bytes]:
         output: IO[bytes] | None = None
         if self._logs:
-            output = open(self._logs / f"{_label(node).strip('/').replace('/', '.')}.log", "ab")  # noqa: SIM115
+            output = self._log(node, self._logs).open("ab")
             self._files.append(output)
         return subprocess.Popen(
             [*self._leash, *command_of(node)],
@@ -176,10 +175,18 @@ class ProcessGroup:
             start_new_session=True,  # Ctrl+C reaches this process alone, which stops the others.
         )
 
-    def _hint(self, node: NodeSpec) -> str:
+    def _obituary(self, running: _Running, again: str = "") -> str:
+        """Returns how a node ended, and the last that it said where its log is kept."""
+        text = f"{_label(running.node)} ended with code {running.process.returncode}{again}"
         if not self._logs:
-            return ""
-        return f"; see {self._logs / (_label(node).strip('/').replace('/', '.') + '.log')}"
+            return text
+        log = self._log(running.node, self._logs)
+        said = _last_line(log)
+        return f"{text}; see {log}" + (f", whose last line is: {said}" if said else "")
+
+    @staticmethod
+    def _log(node: NodeSpec, folder: Path) -> Path:
+        return folder / f"{_label(node).strip('/').replace('/', '.')}.log"
 
 
 def wait_for(condition, what: str, deadline_s: float, group: ProcessGroup | None = None) -> None:
@@ -191,10 +198,21 @@ def wait_for(condition, what: str, deadline_s: float, group: ProcessGroup | None
     end = time.monotonic() + deadline_s
     while not condition():
         if group is not None and group.dead:
-            raise WaitTimeout(f"waited for {what}, but {', '.join(group.dead)} ended; see its log")
+            raise WaitTimeout(f"waited for {what}, but {'; '.join(group.dead)}")
         if time.monotonic() > end:
             raise WaitTimeout(f"waited {deadline_s:.0f} s for {what}")
         time.sleep(0.05)
+
+
+def _last_line(log: Path) -> str:
+    """Returns the last line that is not empty; empty where there is none, or no such file any more."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _label(node: NodeSpec) -> str:

@@ -1,6 +1,7 @@
 """Processes of a stack: started, watched, restarted, and stopped with one signal."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,7 +84,20 @@ def test_a_node_without_respawn_stays_dead_and_ends_a_wait(tmp_path, module):
             wait_for(lambda: False, "spring", DEADLINE_S, group)
         assert group.watch() == ["/robot/node ended with code 3"]
         assert group.watch() == []
-        assert group.dead == ["/robot/node"]
+        assert group.dead == ["/robot/node ended with code 3"]
+
+
+def test_the_last_words_of_a_node_that_died_are_quoted(tmp_path, module):
+    """`efm practice` once named only the folder of logs; users had to find out who had refused what."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "robot.node.log").write_text("up\nexpected a bundle, found nothing\n\n")
+    with ProcessGroup([spec(tmp_path / "said", respawn=False, dies=True)], logs, module) as group:
+        log = logs / "robot.node.log"
+        words = f"ended with code 3; see {log}, whose last line is: expected a bundle, found nothing"
+        with pytest.raises(WaitTimeout, match=f"waited for spring, but /robot/node {re.escape(words)}$"):
+            wait_for(lambda: False, "spring", DEADLINE_S, group)
+        assert group.watch() == [f"/robot/node {words}"]
 
 
 def test_a_wait_has_an_end_and_says_what_for():
