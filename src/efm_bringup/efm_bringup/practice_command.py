@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from efm_bringup.monitor import FleetMonitor
 from efm_bringup.processes import ProcessGroup, wait_for
-from efm_bringup.stacks import STACKS, nodes_of, read_arguments
+from efm_bringup.stacks import STACKS, check, nodes_of, read_arguments
 from efm_bringup.up_command import parse_assignments
 from efm_core.errors import BadRequest, EfmError, WaitTimeout
 from efm_core.files import replace_json
@@ -106,6 +106,7 @@ def practise(
     Raises:
         WaitTimeout: The learner or the robots did not come up.
         BadRequest: Another learner is there, whose numbers would be taken for this run's.
+        EfmError: What `stacks.check` refuses.
     """
     values = read_arguments(STACKS["practice"], arguments)
     run = Path(values.path("run"))
@@ -113,8 +114,10 @@ def practise(
         group = None
         monitor = stack.enter_context(FleetMonitor(values.robots))
         if not attach:
+            nodes = nodes_of("practice", arguments)
+            check(nodes)
             refuse_company(monitor, COMPANY_S)
-            group = stack.enter_context(ProcessGroup(nodes_of("practice", arguments), run / "logs"))
+            group = stack.enter_context(ProcessGroup(nodes, run / "logs"))
         deadline_s = ATTACH_DEADLINE_S if attach else START_DEADLINE_S
         hint = "is the stack up? (efm up practice)" if attach else f"what it does is in {run / 'logs'}"
         wait_for(lambda: monitor.learner is not None, f"the learner's status; {hint}", deadline_s, group)

@@ -191,11 +191,6 @@ def learner(values: Values) -> list[NodeSpec]:
 
 def _with_world(values: Values, nodes: list[NodeSpec]) -> list[NodeSpec]:
     if values.flag("simulated"):
-        if values["dry_run"] == "true" and values.flag("lockstep"):
-            raise BadRequest(
-                "dry_run:=true with lockstep:=true: the world would wait for commands that "
-                "a dry run does not send; add lockstep:=false, and it goes on by the clock"
-            )
         return simulation(values) + nodes
     if not values["embodiment"]:
         raise BadRequest("simulated:=false needs embodiment:=NAME, the robot's; see config/embodiments")
@@ -326,7 +321,7 @@ def check(nodes: Sequence[NodeSpec]) -> None:
     """Refuses what no node could start with, so that it is said once and not at every new start of a node.
 
     Raises:
-        BadRequest: There is no such world.
+        BadRequest: There is no such world, or one in lockstep would wait for the commands of a dry run.
         EmbodimentInvalid: An embodiment is not there, or has faults.
         BundleUnknown: A bundle is not there.
         BundleInvalid: A folder is not that of a bundle.
@@ -336,8 +331,17 @@ def check(nodes: Sequence[NodeSpec]) -> None:
             require_family(world)
         except ValueError as error:
             raise BadRequest(str(error)) from error
-    for embodiment in sorted({str(node.parameters.get("embodiment", "")) for node in nodes} - {""}):
-        load_embodiment(embodiment)
+    names = sorted({str(node.parameters.get("embodiment", "")) for node in nodes} - {""})
+    embodiments = {name: load_embodiment(name) for name in names}
+    for node in nodes:
+        if node.package == "efm_policy_node" and node.parameters["lockstep"]:
+            embodiment = embodiments[str(node.parameters["embodiment"])]
+            if node.parameters.get("dry_run", embodiment.dry_run):
+                raise BadRequest(
+                    "dry_run, as an argument or in the embodiment, with lockstep:=true: the world would wait "
+                    "for commands that a dry run does not send; add lockstep:=false, and it goes on by the "
+                    "clock, or dry_run:=false"
+                )
     given = {str(node.parameters.get(name, "")) for node in nodes for name in BUNDLE_PARAMETERS}
     for bundle in sorted(given - {""}):
         load_bundle(bundle, verify=False)

@@ -40,7 +40,10 @@ exec sleep 600
 BUNDLE = "BUNDLE"  # In the values below: the folder of a bundle that is there.
 CASES = [
     ("simulation", {"world": "table", "world_options": '{"blocks": 2}', "seed": "7"}),
-    ("cell", {"mode": "practice", "embodiment": "table", "robots": "2", "reward": BUNDLE, "dry_run": "true"}),
+    (
+        "cell",
+        {"embodiment": "table", "robots": "2", "reward": BUNDLE, "dry_run": "true", "lockstep": "false"},
+    ),
     ("learner", {"policy": BUNDLE, "reward": BUNDLE, "learning": '{"iterations": 3, "c": 0.1}'}),
     ("collect", {"world": "pointmass", "robots": "left,right", "log_level": "warn"}),
     ("collect", {"robots": "/", "autostart": "false"}),

@@ -13,7 +13,7 @@ from rclpy.lifecycle import node as lifecycle
 
 from efm_bringup.stacks import STACKS, NodeSpec, check, nodes_of, read_arguments
 from efm_bringup.up_command import parse_assignments
-from efm_core.errors import BadRequest
+from efm_core.errors import BadRequest, BundleUnknown
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
@@ -216,14 +216,19 @@ def test_a_dry_run_moves_nothing_in_resets_either():
     assert given == {"policy": True, "reward": None, "episodes": "true"}
 
 
-def test_a_dry_run_in_a_world_that_waits_for_commands_is_refused():
+def test_a_dry_run_in_a_world_that_waits_for_commands_is_refused(tmp_path):
     """Every episode once ended after ten seconds with a word about stale input."""
-    given = {"policy": "p", "reward": "r", "dry_run": "true"}
-    with pytest.raises(BadRequest, match="a dry run does not send; add lockstep:=false"):
-        nodes_of("evaluate", given)
-    robot = {"simulated": "false", "embodiment": "table"}
-    for more in ({"lockstep": "false"}, robot, {"dry_run": "false"}):
-        assert nodes_of("evaluate", given | more)
+    dry = tmp_path / "dry.yaml"
+    dry.write_text((ROOT / "config/embodiments/table.yaml").read_text().replace("dry_run: false", ""))
+    given = {"policy": "p", "reward": "r"}
+    for how in ({"dry_run": "true"}, {"embodiment": str(dry)}):
+        for stack in ("evaluate", "practice", "cell"):
+            with pytest.raises(BadRequest, match="a dry run does not send; add lockstep:=false"):
+                check(nodes_of(stack, given | how))
+        robot = {"simulated": "false", "embodiment": str(dry)}
+        for fine in ({"lockstep": "false"}, robot, {"dry_run": "false"}):
+            with pytest.raises(BundleUnknown):  # Which is looked at last.
+                check(nodes_of("evaluate", given | how | fine))
 
 
 @pytest.mark.parametrize("module", [module for module, _ in PARAMETERS.values()])
