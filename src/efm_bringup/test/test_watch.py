@@ -319,7 +319,7 @@ def test_a_terminal_shows_the_table_until_q(robot):
     os.close(theirs)
     shown = b""
     deadline = time.monotonic() + 100
-    while b"robot_1" not in shown and time.monotonic() < deadline:
+    while not (b"robot_1" in shown and b"[q] quit" in shown) and time.monotonic() < deadline:
         shown += os.read(ours, 4096)
     os.write(ours, b"q")
     try:
@@ -327,4 +327,4 @@ def test_a_terminal_shows_the_table_until_q(robot):
     finally:
         process.kill()
         os.close(ours)
-    assert b"[q] quit" in shown
+    assert b"robot_1" in shown and b"[q] quit" in shown
