@@ -21,6 +21,7 @@ ADVICE = (
     ("e-stop", "when it is safe, release it: key e of efm watch, or the service estop_set with data: false"),
     ("stale input", "see what is said of that input above, and the log of its driver"),
     ("other commanders", "stop them, or name those that wait for their turn in known_commanders"),
+    ("a dry run", "start it with dry_run:=false where the robot shall move"),
     ("a command takes", "use a smaller model, infer_ahead, or a GPU"),
     ("ignored what came", "see what is said of that topic, and the driver's log"),
     ("room for", "start the learner that takes the episodes, move them away, or raise quota_bytes"),

@@ -34,7 +34,7 @@ from efm_ros.conversion import compressed_to_rgb, image_to_rgb, stamp_to_ns, sta
 
 PARAMETERS = (
     *("embodiment", "robots", "use_sim_time", "lockstep", "spool", "run", "quota_bytes", "provider"),
-    *("dry_run", "learner", "mode"),
+    *("learner", "mode"),
 )
 DISCOVERY_S = 2.0  # Longest that a graph takes to become known.
 PARAMETERS_S = 5.0

@@ -202,7 +202,7 @@ def check_commands(snapshot: Snapshot) -> Iterator[Finding]:
                 "stop all but one; they would fight over it",
             )
         elif topic.publishers:
-            yield _commandable(snapshot, robot, topic)
+            yield Finding(Level.OK, full, f"can be commanded by {node_names(topic.publishers)}")
         if action.interface != "follow_joint_trajectory" and not _is_taken(snapshot, topic):
             yield Finding(
                 Level.WRONG,
@@ -227,26 +227,6 @@ def check_commands(snapshot: Snapshot) -> Iterator[Finding]:
                 "nobody offers the reset that the embodiment names",
                 "start the simulator, or choose another reset method (parameter reset of the episode node)",
             )
-
-
-def _commandable(snapshot: Snapshot, robot: Robot, topic: Topic) -> Finding:
-    """Says who can command a robot, and who would but sends nothing."""
-    full = robot.topic(robot.embodiment.action.topic)
-    dry = []
-    for endpoint in topic.publishers:
-        values = snapshot.nodes.get(endpoint.node, {})
-        if "dry_run" in values:
-            given = values["dry_run"]
-            if robot.embodiment.dry_run if given is None else given is True:
-                dry.append(endpoint.node)
-    if not dry:
-        return Finding(Level.OK, full, f"can be commanded by {node_names(topic.publishers)}")
-    return Finding(
-        Level.ODD,
-        full,
-        f"a dry run: {', '.join(dry)} decides, and sends nothing",
-        "start it with dry_run:=false where the robot shall move",
-    )
 
 
 def _is_taken(snapshot: Snapshot, topic: Topic) -> bool:

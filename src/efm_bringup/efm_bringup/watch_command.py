@@ -17,7 +17,7 @@ from rich.live import Live
 
 from efm_bringup.monitor import FleetMonitor, find_robots
 from efm_bringup.operator_keys import HELP, Keyboard, Operator
-from efm_bringup.watch_table import fleet_table, learner_line, phase_words, picture, robot_line
+from efm_bringup.watch_table import learner_line, phase_words, picture, robot_line
 from efm_core.errors import WaitTimeout
 
 DISCOVERY_PERIOD_S = 1.0
@@ -56,8 +56,7 @@ def _show_once(monitor: FleetMonitor, searching: bool) -> None:
             monitor.discover()
         time.sleep(0.1)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    console.print(fleet_table(monitor, set()))
-    console.print(learner_line(monitor.learner))
+    console.print(picture(monitor, selected=(), keys="", said=()))
 
 
 def _nobody(monitor: FleetMonitor, searching: bool) -> str:

@@ -229,7 +229,13 @@ FAULTS = [
         "2 nodes command the robot: /old_policy",
         "stop all",
     ),
-    (parameters("/policy", dry_run=True), O, COMMAND, "a dry run: /policy decides", "dry_run:=false"),
+    (
+        diagnosis("policy: control", 1, "a dry run: nothing is sent"),
+        O,
+        "robot_1 policy: control",
+        "a dry run",
+        "dry_run:=false",
+    ),
     (
         parameters(EPISODES, spool="/", mode="evaluate"),
         W,
@@ -305,15 +311,6 @@ def test_a_fault_is_named_with_what_to_do(damage, level, about, text, advice):
     ]
     assert named, found
     assert all(finding.advice for finding in found), "every line says what to do"
-
-
-def test_where_no_parameter_says_so_the_embodiment_makes_it_a_dry_run():
-    snapshot = healthy()
-    robot = snapshot.robots[0]
-    snapshot.nodes["/policy"]["dry_run"] = None
-    assert not bad(snapshot)
-    snapshot.robots = [Robot(robot.name, dataclasses.replace(robot.embodiment, dry_run=True))]
-    assert [finding.text for finding in bad(snapshot)] == ["a dry run: /policy decides, and sends nothing"]
 
 
 def test_the_worst_comes_first():

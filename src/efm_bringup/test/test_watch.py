@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_robot import FakeRobot, learner, meanwhile
 from rclpy.node import Node
 from rich.console import Console
@@ -29,7 +30,7 @@ from efm_core.embodiment import load_embodiment
 from efm_core.errors import WaitTimeout
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStatus
 from efm_ros.lifecycle import WARN, EfmLifecycleNode
-from efm_ros.qos import LATCHED
+from efm_ros.qos import EVENTS, LATCHED
 from efm_ros.testing import PATIENCE_S
 
 EFM = [sys.executable, "-m", "efm_bringup.efm"]
@@ -289,6 +290,19 @@ def test_one_look_ends_by_itself(robot):
     assert seen.returncode == 0, seen.stderr
     for words in ("robot_1", "WAITS FOR YOU", "put the cube back", "3/4 [30%-95%]", "learner: none heard"):
         assert words in seen.stdout
+
+
+def test_one_look_tells_of_a_dry_run(world, robot):
+    policy = world.create_publisher(DiagnosticArray, "/diagnostics", EVENTS)
+    control = DiagnosticStatus(
+        level=WARN, hardware_id="robot_1", name="policy: control", message="a dry run: nothing is sent"
+    )
+    with (
+        telling(robot, phase=EpisodeStatus.PHASE_IDLE),
+        meanwhile(lambda: policy.publish(DiagnosticArray(status=[control])), 0.5),
+    ):
+        seen = subprocess.run([*EFM, "watch", "--once"], capture_output=True, text=True, timeout=100)
+    assert "warning: robot_1: policy: control: a dry run: nothing is sent" in seen.stdout
 
 
 def test_a_robot_name_with_a_typing_error_is_named_beside_those_that_are_there(robot, monkeypatch):

@@ -85,13 +85,18 @@ def _policy_steps(file: EpisodeFile, inputs: EpisodeInputs, rows: EpisodeRows) -
     if topic is None:
         return []
     where = f"{file.path}: '{STEP_TOPIC}'"
-    messages = [
+    decided = [
         message
         for _, message in topic.decoded()
         if message.episode_id in ("", file.summary.episode_id)
-        and not message.gate & Gate.DRY_RUN
         and file.summary.start_ns <= stamp_to_ns(message.header.stamp)
     ]
+    messages = [message for message in decided if not message.gate & Gate.DRY_RUN]
+    if decided and not messages and not _commands(file):
+        rows.notes.append(
+            f"'{STEP_TOPIC}': none of the {len(decided)} steps that were decided was sent: a dry run, or "
+            "stage shadow"
+        )
     answered = {_key(message) for message in messages if message.actor != Actor.HOLD}
     known = set(inputs.stamps.tolist())
     period_ns = SECOND_NS / file.embodiment.control_rate_hz

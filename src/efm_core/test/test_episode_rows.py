@@ -117,6 +117,17 @@ def test_steps_of_another_episode_and_of_a_dry_run_do_not_count(tmp_path: Path) 
     np.testing.assert_allclose(episode.actions[:3, 0], [0, 0.01, 0.02], rtol=1e-6)
 
 
+def test_an_episode_of_a_dry_run_says_that_nothing_was_sent(tmp_path: Path) -> None:
+    writer = observations(tmp_path, 4)
+    for step in range(3):
+        write_step(writer, recorded.stamp(step), step, gate=int(Gate.DRY_RUN))
+    episode = read_episode(writer.close(recorded.summary("ep", 0, stamp_ns=recorded.stamp(3))))
+    assert len(episode) == 1
+    assert episode.notes == (
+        "'policy_step': none of the 3 steps that were decided was sent: a dry run, or stage shadow",
+    )
+
+
 def test_an_action_without_a_command_counts_as_sent(tmp_path: Path) -> None:
     writer = observations(tmp_path, 2)
     write_step(writer, recorded.stamp(0), 0, command=np.zeros(0), tokens=np.zeros(0, np.uint16))

@@ -57,6 +57,7 @@ COLUMNS = (
 )
 TRUTH_WAIT_S, TAKER_END_S = 5.0, 5.0
 TRUTH_KEPT = 20_000
+UNMOVED = "without a command to the robot, as in a dry run (dry_run:=true, or the embodiment's) or in shadow"
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,8 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
                 rows.append(_row(robot, summary, books[robot].verdict(summary), wish.end_on_truth))
                 bar.update()
 
+            if not summary.steps and all(before.steps for before in summaries):
+                words(robot, f"an episode {UNMOVED}")
             summaries.append(summary)
             waiting.append(threading.Thread(target=note, daemon=True))
             waiting[-1].start()
@@ -223,6 +226,8 @@ def evaluate(robots: Sequence[str], wish: Wish, out: Path | None, quiet: bool = 
             thread.join(TRUTH_WAIT_S + 1.0)
     report = _report(sorted(rows, key=lambda row: (row.seed, row.episode)), summaries, wish, names)
     report |= {"wall_seconds": time.monotonic() - began, "errors": [str(error) for error in errors]}
+    if unmoved := sum(not summary.steps for summary in summaries):
+        report["errors"].append(f"{unmoved} of {len(summaries)} episodes {UNMOVED}")
     if not quiet:
         show(report)
     if out is not None:

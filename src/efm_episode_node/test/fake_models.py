@@ -1,10 +1,10 @@
 """Stands for policy and reward node of point masses: a spring pulls to the goal, d is the distance.
 
-    python fake_models.py '{"robots": ["robot_1"], "slow_s": 0.3, "instant": false, "reward": true}'
+    python fake_models.py '{"robots": ["robot_1"], "slow_s": 0.3, "instant": false, "dry": false}'
 
 Speaks the interfaces of the real nodes and nothing more: Act, commands that name the observation they answer,
 PolicyStep, StepsToGo while an instruction holds. `slow_s` is spent on every answer, so that a test can meet
-it half-way; `instant` makes the detector fire at every observation.
+it half-way; `instant` makes the detector fire at every observation; `dry` sends no command.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ THRESHOLD, HOLD = 2.0, 2
 
 
 class FakeModels(Node):
-    def __init__(self, robots, slow_s, instant, policy, reward):
+    def __init__(self, robots, slow_s, instant, dry, policy, reward):
         super().__init__("fake_models")
         self.embodiment = load_embodiment("pointmass")
-        self.slow_s, self.instant = slow_s, instant
+        self.slow_s, self.instant, self.dry = slow_s, instant, dry
         self.intake = Intake(self)
         self.robots = [FakeRobotModels(self, robot, policy, reward) for robot in robots]
         self.ending = threading.Event()
@@ -122,11 +122,13 @@ class FakeRobotModels:
         state = state_values(self.newest, self.node.embodiment.state)
         action = np.clip(4.0 * (state[4:] - state[:2]) - 2.0 * state[2:4], -1.0, 1.0)
         self.answered_ns = stamp_ns
-        self.channel.send(action, stamp_ns)
+        if not self.node.dry:
+            self.channel.send(action, stamp_ns)
         step = PolicyStep(episode_id=goal.episode_id, bundle_id="policy0", step=self.steps)
         step.header.stamp, step.actor = ns_to_stamp(stamp_ns), PolicyStep.ACTOR_POLICY
         step.tokens, step.log_prob, step.temperature = [10, 10], -1.5, 1.0
         step.action = step.command = action.tolist()
+        step.gate = PolicyStep.GATE_DRY_RUN if self.node.dry else PolicyStep.GATE_PASSED
         self.policy_steps.publish(step)
         self.steps += 1
         return None
@@ -154,7 +156,8 @@ class FakeRobotModels:
 
 
 def main():
-    options = {"robots": ["robot_1"], "slow_s": 0.0, "instant": False, "policy": True, "reward": True}
+    options = {"robots": ["robot_1"], "slow_s": 0.0, "instant": False, "dry": False}
+    options |= {"policy": True, "reward": True}
     options |= json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
     rclpy.init(args=[])
     node = FakeModels(**options)

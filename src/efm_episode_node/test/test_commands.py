@@ -12,7 +12,7 @@ from rclpy.node import Node
 from efm_core.errors import BadRequest, SpoolLocked, WaitTimeout
 from efm_core.files import lock_folder
 from efm_core.summary import EndReason, Mode, Summary
-from efm_episode_node import collect_command, evaluate_command
+from efm_episode_node import collect_command, episodes_command, evaluate_command
 from efm_episode_node.evaluate_command import TruthBook, evaluate
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish, next_seeds
 from efm_msgs.msg import GroundTruth
@@ -129,6 +129,19 @@ def test_evaluate_tells_a_detector_that_lies(stack, in_background):
     wish = Wish(mode=int(Mode.EVALUATE), episodes=4, seed=50, actor="policy")
     report = in_background(lambda: evaluate(["robot_1"], wish, None, quiet=True), "the evaluation")
     assert (report["true_success"], report["detected_success"], report["false_success"]) == (0.0, 1.0, 1.0)
+
+
+def test_evaluate_and_the_episode_say_that_a_dry_run_moved_nothing(stack, in_background, capsys):
+    stack.start_sim(lockstep=False)
+    stack.start_models(dry=True)
+    stack.start_episodes()
+    command = ["--episodes", "2", "--max-steps", "10", "--out", str(stack.folder / "evaluation")]
+    assert in_background(lambda: evaluate_command.main(command), "the evaluation") == 0
+    said = capsys.readouterr()
+    assert said.out.count("robot_1: an episode without a command to the robot, as in a dry run") == 1
+    assert "efm evaluate: 2 of 2 episodes without a command to the robot, as in a dry run" in said.err
+    episodes_command.main(["show", str(stack.episodes(".evaluation")[0])])
+    assert "steps that were decided was sent: a dry run" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_same_seeds_give_the_same_evaluation(stack, in_background):

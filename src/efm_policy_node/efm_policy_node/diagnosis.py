@@ -16,13 +16,14 @@ def diagnose_robot(
     """Sets the state of one robot's control loop."""
     status = io.loop.status()
     cadence = status.cadence
-    level, message = _judgement(status, embodiment, rivals)
+    level, message = _judgement(status, embodiment, rivals, io.dry_run)
     node.diagnose(
         f"{io.robot} control" if io.robot else "control",
         level,
         message,
         robot=io.robot,
         acting=status.acting,
+        dry_run=io.dry_run,
         episode_id=status.goal.episode_id if status.acting else "",
         instruction=status.goal.instruction if status.acting else "",
         step=status.steps,
@@ -40,7 +41,9 @@ def diagnose_robot(
     )
 
 
-def _judgement(status: LoopStatus, embodiment: Embodiment, rivals: tuple[str, ...]) -> tuple[bytes, str]:
+def _judgement(
+    status: LoopStatus, embodiment: Embodiment, rivals: tuple[str, ...], dry_run: bool
+) -> tuple[bytes, str]:
     period_ms = 1e3 / embodiment.control_rate_hz
     if status.estop:
         return ERROR, "the e-stop is pressed"
@@ -48,6 +51,8 @@ def _judgement(status: LoopStatus, embodiment: Embodiment, rivals: tuple[str, ..
         return ERROR, f"holding still, stale input: {status.stale}"
     if rivals:
         return ERROR, f"other commanders on '{embodiment.action.topic}': {', '.join(rivals)}; stop them"
+    if dry_run:
+        return WARN, "a dry run: commands are decided and recorded, but not sent"
     if status.cadence.wanted_hz and status.cadence.median_ms > period_ms:
         return WARN, (
             f"a command takes {status.cadence.median_ms:.0f} ms, more than the control period of "

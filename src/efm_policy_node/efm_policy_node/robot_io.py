@@ -40,6 +40,7 @@ class RobotIo:
     Attributes:
         robot: Entry of the node's `robots`.
         label: Namespace as messages name it.
+        dry_run: Nothing is sent.
         loop: The robot's loop.
     """
 
@@ -68,6 +69,7 @@ class RobotIo:
                 `estop_set`; not where a person acts in any case.
         """
         self.robot, self.label = robot, robot_label(node, robot)
+        self.dry_run = settings.dry_run
         self._node, self._embodiment = node, embodiment
         self._request, self._ended = request, ended
         self._channel = CommandChannel(node, embodiment, robot, settings.lockstep)

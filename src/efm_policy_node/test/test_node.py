@@ -356,7 +356,7 @@ def test_a_node_that_cannot_start_exits_with_code_1(cell):
     assert process.log.count("expected a bundle's folder") == 1, "once is enough"
 
 
-def test_a_dry_run_decides_and_records_and_sends_nothing(ros, tmp_path):
+def test_a_dry_run_decides_and_records_and_says_that_it_sends_nothing(ros, tmp_path):
     embodiment = embodiment_of(dry_run=True)
     cell = Cell(ros, tmp_path, embodiment)
     try:
@@ -368,6 +368,8 @@ def test_a_dry_run_decides_and_records_and_sends_nothing(ros, tmp_path):
         assert result.reason == Reason.OK and not cell.robot.commands
         assert all(step.gate & Gate.DRY_RUN for step in cell.robot.steps)
         assert "dry run" in cell.process.log
+        cell.until(lambda: cell.diagnosis("control").message.startswith("a dry run"), "the diagnostics")
+        assert cell.diagnosis("control").level == DiagnosticStatus.WARN
     finally:
         cell.close()
 
