@@ -14,6 +14,10 @@ from efm_bringup.stacks import STACKS, Stack, check, nodes_of
 from efm_core.errors import BadRequest
 
 WATCH_PERIOD_S = 0.5
+NO_RVIZ = (
+    "RViz is no part of this: ros2 launch efm_bringup view.launch.py opens it too, where ROS 2 has it; "
+    "elsewhere efm watch shows the fleet"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
             print(shlex.join(command_of(node)))
         return 0
     check(nodes)
+    if options.stack == "view":
+        print(NO_RVIZ, flush=True)
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())

@@ -190,6 +190,18 @@ def test_efm_up_ends_well_when_it_was_started_in_the_background(tmp_path):
         process.kill()
 
 
+def test_efm_up_view_says_that_rviz_is_no_part_of_it(tmp_path):
+    command = [sys.executable, "-m", "efm_bringup.efm", "up", "view", f"--logs={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().startswith("RViz is no part of this: ")
+        assert process.stdout.readline().startswith("started /view, /annotate; ")
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
+
+
 def test_efm_up_starts_nothing_that_could_not_start(capsys):
     assert efm.main(["up", "evaluate", "reward:=nowhere"]) == 1
     assert "nowhere: expected a bundle's folder, found nothing" in capsys.readouterr().err
