@@ -19,11 +19,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from efm_core.errors import BadRequest
 from efm_core.statistics import wilson_interval
+from efm_core.strict_record import Fault, read_values, setting
 
 __all__ = ["BLIND", "Guard", "GuardSettings", "Verdict"]
 
@@ -56,27 +57,20 @@ class GuardSettings:
     """
 
     enabled: bool = True
-    window: int = 90
-    significance: float = 4.5
-    instant_steps: int = 2
-    instant_window: int = 10
-    instant_share: float = 0.8
-    slack: float = 2.0
-    kl_limit: float = 0.0
+    window: int = setting(90, low=1)
+    significance: float = setting(4.5, above=0.0)
+    instant_steps: int = setting(2, low=0)
+    instant_window: int = setting(10, low=1)
+    instant_share: float = setting(0.8, above=0.0, high=1.0)
+    slack: float = setting(2.0, low=0.0)
+    kl_limit: float = setting(0.0, low=0.0)
 
     def __post_init__(self) -> None:
-        fine = {
-            "window": self.window >= 1,
-            "significance": self.significance > 0,
-            "instant_steps": self.instant_steps >= 0,
-            "instant_window": self.instant_window >= 1,
-            "instant_share": 0 < self.instant_share <= 1,
-            "slack": self.slack >= 0,
-            "kl_limit": self.kl_limit >= 0,
-        }
-        wrong = [f"{name}={getattr(self, name)}" for name, valid in fine.items() if not valid]
-        if wrong:
-            raise BadRequest(f"guard settings out of range: {', '.join(wrong)}; see GuardSettings")
+        faults: list[Fault] = []
+        read_values(GuardSettings, asdict(self), "", faults)
+        if faults:
+            wrong = "; ".join(f"{fault.key}: {fault.text}" for fault in faults)
+            raise BadRequest(f"guard settings: {wrong}; see GuardSettings")
 
 
 @dataclass(frozen=True)

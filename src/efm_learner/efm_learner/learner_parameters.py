@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from efm_learner.guard import GuardSettings
 from efm_learner.practice import PracticeSettings
@@ -10,7 +11,16 @@ from efm_learner.practice_run import RunSettings
 from efm_ros.lifecycle import NodeParameters
 from efm_ros.parameters import param
 
-_PRACTICE, _GUARD = PracticeSettings(), GuardSettings()
+_PRACTICE = PracticeSettings()
+_GUARD = {field.name: field for field in dataclasses.fields(GuardSettings)}
+
+
+def _of_guard(name: str, description: str, unit: str = "") -> Any:
+    """Makes the parameter for one of `GuardSettings`, with its default and its bounds."""
+    field = _GUARD[name]
+    low, above, high = (field.metadata.get(key) for key in ("low", "above", "high"))
+    least = above if low is None else low
+    return param(field.default, description=description, unit=unit, low=least, high=high)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,34 +79,22 @@ class LearnerParameters(NodeParameters):
     )
     seed: int = param(_PRACTICE.seed, description="Of the minibatch order.", low=0)
 
-    guard: bool = param(
-        _GUARD.enabled, description="Stop and go back to the best bundle when practice passes its peak."
+    guard: bool = _of_guard("enabled", "Stop and go back to the best bundle when practice passes its peak.")
+    guard_window: int = _of_guard("window", "Episodes judged together, at least.")
+    guard_significance: float = _of_guard(
+        "significance", "Fall of good episodes that stops, in standard deviations."
     )
-    guard_window: int = param(_GUARD.window, description="Episodes judged together, at least.", low=1)
-    guard_significance: float = param(
-        _GUARD.significance, description="Fall of good episodes that stops, in standard deviations.", low=0.0
-    )
-    guard_instant_steps: int = param(
-        _GUARD.instant_steps,
-        description="Success so soon after the reset, beyond the detector's hold, is not believed.",
+    guard_instant_steps: int = _of_guard(
+        "instant_steps",
+        "Success so soon after the reset, beyond the detector's hold, is not believed.",
         unit="control steps",
-        low=0,
     )
-    guard_instant_window: int = param(
-        _GUARD.instant_window, description="Newest episodes looked at for such successes.", low=1
+    guard_instant_window: int = _of_guard("instant_window", "Newest episodes looked at for such successes.")
+    guard_instant_share: float = _of_guard("instant_share", "Share of them that stops at once.")
+    guard_slack: float = _of_guard(
+        "slack", "Above its own threshold, the verifier still agrees.", unit="control steps"
     )
-    guard_instant_share: float = param(
-        _GUARD.instant_share, description="Share of them that stops at once.", low=0.0, high=1.0
-    )
-    guard_slack: float = param(
-        _GUARD.slack,
-        description="Above its own threshold, the verifier still agrees.",
-        unit="control steps",
-        low=0.0,
-    )
-    guard_kl_limit: float = param(
-        _GUARD.kl_limit, description="KL from Stage 1 that stops; 0: no limit.", unit="nats", low=0.0
-    )
+    guard_kl_limit: float = _of_guard("kl_limit", "KL from Stage 1 that stops; 0: no limit.", unit="nats")
 
     def __post_init__(self) -> None:
         self.run_settings()
@@ -109,11 +107,7 @@ class LearnerParameters(NodeParameters):
         """
         values = dataclasses.asdict(self)
         practice = {field.name: values[field.name] for field in dataclasses.fields(PracticeSettings)}
-        guard = {
-            field.name: values[f"guard_{field.name}"]
-            for field in dataclasses.fields(GuardSettings)
-            if field.name != "enabled"
-        }
+        guard = {name: values[f"guard_{name}"] for name in _GUARD if name != "enabled"}
         return RunSettings(
             PracticeSettings(**practice),
             GuardSettings(enabled=self.guard, **guard),

@@ -29,6 +29,7 @@ from efm_learner.calibrate import calibrate, firing_times
 from efm_learner.dataset import episode_arrays, load_episodes, split_episodes
 from efm_learner.export import export_bundle, load_network
 from efm_learner.frame_cache import Wanted
+from efm_learner.guard import GuardSettings
 from efm_learner.labelling import Judge, check_apart
 from efm_learner.rollouts import check_practised
 from efm_learner.samples import EpisodeArrays, StepTable, make_table
@@ -39,7 +40,7 @@ from efm_learner.validation import episode_rows, predicted_steps
 
 __all__ = ["RefitResult", "refit"]
 
-SLACK = 2.0  # Control steps above its threshold at which the verifier still agrees, as in the guard.
+SLACK = GuardSettings().slack  # The judge agrees as the guard's verifier does.
 
 _log = logging.getLogger(__name__)
 
