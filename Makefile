@@ -19,7 +19,7 @@ demo: setup ## run the main job; options: WORLD= ROBOTS= MINUTES= SEED=
 	    $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 test: setup ## run the tests; ARGS= goes to pytest, for example ARGS="-k safety"
-	@$(WORKSPACE).venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(WORKSPACE).venv/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 slow: setup ## run the tests that train for real
 	@$(WORKSPACE).venv/bin/python -m pytest -m slow --timeout 3600 $(ARGS)

@@ -236,7 +236,7 @@ def test_killed_in_the_middle_it_goes_on_and_learns_from_every_episode_once(proc
     robot.spinner.until(lambda: not robot.spool.pending(), "the spool to empty")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_told_to_stop_in_the_middle_of_an_iteration_it_ends_soon(process, robot, bundles, number):
     item = process(updates=100_000, batch=12, epochs=100_000)  # One batch, learned from for minutes.
     robot.practise(bundles["policy"], 1)
