@@ -50,8 +50,8 @@ from efm_sim.world import World, make_world
 EVALUATION_SEED = 5_000_000
 WORLDS = 16
 MOST_HELD_OUT = 500  # Demonstrations; judging more takes long and tells no more.
-POLICY, REWARD, SECOND, VERIFIER = "policy", "reward", "second", "verifier"
-SEED_OF = {POLICY: 0, REWARD: 1000, SECOND: 3000, VERIFIER: 2000}
+POLICY, SECOND, VERIFIER = "policy", "second", "verifier"
+SEED_OF = {POLICY: 0, SECOND: 3000, VERIFIER: 2000}
 # Where the seeds of a kind's own demonstrations begin.
 OWN_DEMONSTRATIONS = {SECOND: 60_000, VERIFIER: 30_000}
 
@@ -69,12 +69,10 @@ class Experiment:
         frames: Of the camera, that the networks see: the newest and those before it.
         multiples: How many times the demonstrations the comparisons get.
         training: Settings of `SftConfig`.
-        judge: What is different, as in `changed`, when rewards and the verifier are trained. Empty: the
-            policy's own training gives the first reward as well, as in the paper.
-        second: What is different besides for a second reward, of demonstrations of its own; the reward is
-            then the ensemble of both. Empty: there is none.
-        verifier: What is different besides for the verifier; with another expert it gets demonstrations of
-            its own.
+        second: What is different, as in `changed`, for a second reward, of demonstrations of its own; the
+            reward is then the ensemble of it and of the one that the policy's training gives. Empty: there is
+            none.
+        verifier: What is different for the verifier; with another expert it gets demonstrations of its own.
         steps: Gradient steps of fine-tuning on 1,000 demonstrations; with m times the data, the square root
             of m times as many.
         holds: Candidates for the observations that the detector needs at or below its threshold.
@@ -90,11 +88,10 @@ class Experiment:
     demonstrations: int
     training: Mapping[str, Any]
     steps: int
-    judge: Mapping[str, Any] = field(default_factory=dict)
     second: Mapping[str, Any] = field(default_factory=dict)
     verifier: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=lambda: {"name": "small"})
-    frames: int = 2
+    frames: int = 1
     multiples: tuple[int, ...] = (2, 4)
     holds: tuple[int, ...] = (1, 2, 3)
     practice: Mapping[str, Any] = field(default_factory=dict)
@@ -107,46 +104,41 @@ TRAINING: Mapping[str, Any] = {
     "heads": 3,
     "learning_rate": 1e-3,
     "precision": "bf16",
-    "mixture": Mixture(batch_size=1024, shift_pixels=1),
+    "mixture": Mixture(batch_size=512, shift_pixels=2),
+    "foresight_weight": 1.0,
     "validate_every": 500,
     "checkpoint_every": 1000,
     "labelling": Labelling(rest_steps=5),
 }
 IMAGES: Mapping[str, Any] = {"name": "small", "dropout": 0.1}
-# Steps-to-go are learnt by heart sooner than actions.
-JUDGE: Mapping[str, Any] = {
-    "steps": 2000,
-    "training": {"mixture": {"shift_pixels": 2}},
-    "backbone": {"dropout": 0.2},
-}
+# Episodes may be long: with batches of 64 an iteration would learn from half of 16 of them.
+PRACTICE: Mapping[str, Any] = {"learning_rate": 1e-4, "step_kl": 0.1, "batch": 256, "cap_at_start": True}
 TABLE = Experiment(
     world="table",
     options={"blocks": 4, "image_size": 64},
     expert={"wander": 0, "pause": 0.0, "noise_burst": 0.03, "slip": 0.03, "fail": 0.15},
     demonstrations=3000,
-    frames=1,
-    training={**TRAINING, "mixture": Mixture(batch_size=512, shift_pixels=2), "foresight_weight": 1.0},
+    training=TRAINING,
     second={"expert": {"fail": 0.4}},
     verifier={"expert": {"fail": 0.4}},
     backbone=IMAGES,
     steps=924,
-    # Episodes are long: with batches of 64 an iteration would learn from half of 16 of them.
-    practice={"learning_rate": 1e-4, "step_kl": 0.1, "batch": 256, "cap_at_start": True},
+    practice=PRACTICE,
     iterations=50,
 )
 PUSH = Experiment(
     world="metaworld:push-v3",
     options={"image_size": 64},
     expert={},
-    demonstrations=2000,
+    demonstrations=1000,
     training=TRAINING,
-    judge=JUDGE,
     # They must have seen what practice finds: the hand at the goal without the object.
-    second={"expert": {"fail": 0.4}},
-    verifier={"expert": {"fail": 0.4}},
+    second={"expert": {"fail": 0.4}, "steps": 2000},
+    verifier={"expert": {"fail": 0.4}, "steps": 2000},
     backbone=IMAGES,
-    steps=4000,
-    practice={"learning_rate": 1e-4, "step_kl": 0.1},
+    steps=3000,
+    practice=PRACTICE,
+    iterations=50,
 )
 EXPERIMENTS: Mapping[str, Experiment] = {"table": TABLE, "push": PUSH}
 
@@ -178,9 +170,8 @@ class Study:
 
     def treated(self, kind: str) -> Experiment:
         """Returns the experiment as it is for a policy, its rewards or its verifier."""
-        experiment = self.experiment if kind == POLICY else changed(self.experiment, self.experiment.judge)
         own = {SECOND: self.experiment.second, VERIFIER: self.experiment.verifier}
-        return changed(experiment, own.get(kind, {}))
+        return changed(self.experiment, own.get(kind, {}))
 
     def recorded(self, kind: str) -> tuple[Path, int]:
         """Returns the folder of the demonstrations, and their first seed."""
@@ -259,8 +250,8 @@ class Study:
         replace_json(folder / "found.json", found, indent=1)
 
     def judge(self, count: int, processes: int) -> tuple[Judge, Mapping[str, Any]]:
-        """Fine-tunes the reward, and where there is a second one joins both; gives it and its calibration."""
-        first = self.learn(REWARD if self.experiment.judge else POLICY, count, processes)
+        """Gives the reward, joined with the second one where there is one, and its calibration."""
+        first = self.learn(POLICY, count, processes)
         if not self.experiment.second:
             return judge_of(first), first.found
         second = self.learn(SECOND, count, processes)
