@@ -171,7 +171,7 @@ def test_the_launch_file_declares_the_stack_s_arguments(stack):
     [
         ("evaluate", {"policy": "p"}, "needs reward:=FOLDER"),
         ("evaluate", {"reward": "nowhere"}, "expected a bundle's folder, found nothing"),
-        ("collect", {"world": "tabel"}, "no embodiment 'tabel', did you mean 'table'?"),
+        ("collect", {"world": "tabel"}, "unknown world 'tabel' (did you mean 'table'?)"),
         ("view", {"rviz": "true"}, "there is no rviz2/rviz2: install ros-jazzy-rviz2, or leave it out"),
     ],
 )
