@@ -41,8 +41,8 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 
 from efm_bringup.demo import isolate
-from efm_bringup.processes import LEASH
 from efm_core.embodiment import Embodiment, load_embodiment
+from efm_core.leash import leashed
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
 from efm_msgs.action import Act
 from efm_msgs.srv import ResetWorld
@@ -166,10 +166,9 @@ class _Answerer:
 @contextmanager
 def processes(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Runs commands for the time of a block; they end with this process, however that ends."""
-    leash = LEASH if shutil.which(LEASH[0]) else ()
     running = [
         subprocess.Popen(
-            [*leash, *command], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            leashed(command), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         for command in commands
     ]

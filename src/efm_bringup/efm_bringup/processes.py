@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import IO
 from efm_bringup.config import config_file
 from efm_bringup.stacks import NodeSpec
 from efm_core.errors import WaitTimeout
+from efm_core.leash import leashed
 
 RESPAWN_DELAY_S = 1.0
 # One that dies again within so long waits twice as long as before, since it will say the same words again.
@@ -30,8 +30,6 @@ LONGEST_DELAY_S = 32.0
 STOP_DEADLINE_S = 10.0  # Twice what a whole stack may take; a learner ends its iteration first.
 KILL_DEADLINE_S = 2.0
 LAST_BYTES = 4096  # Of a log, in which the last line is looked for.
-# Ends a node in order when its launcher is gone, however that died: robots never act with nobody in charge.
-LEASH = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def command_of(node: NodeSpec) -> list[str]:
@@ -86,7 +84,6 @@ class ProcessGroup:
         self._environment = {**os.environ, **(environment or {})}
         self._running: list[_Running] = []
         self._files: list[IO[bytes]] = []
-        self._leash = LEASH if shutil.which(LEASH[0]) else ()
 
     def __enter__(self) -> ProcessGroup:
         if self._logs:
@@ -167,7 +164,7 @@ class ProcessGroup:
             output = self._log(node, self._logs).open("ab")
             self._files.append(output)
         return subprocess.Popen(
-            [*self._leash, *command_of(node)],
+            leashed(command_of(node)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,

@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from efm_core.errors import EfmError, SpoolLocked
+from efm_core.errors import EfmError, SpoolLocked, WaitTimeout
 from efm_core.files import lock_folder
+from efm_core.leash import leashed
 from efm_core.summary import Mode, Outcome, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0 when all episodes were recorded."""
     options = parse(argv)
     wish = wish_of(options)
-    with started_stack(options) as robots:
-        return collect(wish, robots)
+    with started_stack(options) as (robots, look):
+        return collect(wish, robots, look)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -88,14 +89,14 @@ def wish_of(options: argparse.Namespace) -> Wish:
     )
 
 
-def collect(wish: Wish, robots: Sequence[str]) -> int:
-    """Runs the episodes on robots that are there."""
+def collect(wish: Wish, robots: Sequence[str], look: Callable[[], None] = lambda: None) -> int:
+    """Runs the episodes on robots that are there; `look` is called all the time and may raise."""
     outcomes: Counter[Outcome] = Counter()
     steps = 0
     lock = threading.Lock()
     began = time.monotonic()
     with (
-        FleetClient("efm_collect") as fleet,
+        FleetClient("efm_collect", look) as fleet,
         tqdm(total=wish.episodes, unit="episode", file=sys.stdout, mininterval=0.5) as bar,
     ):
 
@@ -159,11 +160,14 @@ def alone(logs: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def started_stack(options: argparse.Namespace) -> Iterator[list[str]]:
-    """Runs `efm up collect` around a block where a world is named; gives the names of the robots wanted."""
+def started_stack(options: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """Runs `efm up collect` around a block where a world is named.
+
+    Gives the names of the robots wanted, and what raises WaitTimeout once that command has ended.
+    """
     names = [name.strip().strip("/") for name in options.robots.split(",") if name.strip()]
     if not options.world:
-        yield names
+        yield names, lambda: None
         return
     names = names or ["robot_1"]
     logs = options.spool / ".logs"
@@ -171,9 +175,16 @@ def started_stack(options: argparse.Namespace) -> Iterator[list[str]]:
     command += [f"robots:={','.join(names)}", *stack_arguments(options)]
     with alone(logs):
         # A session of its own: Ctrl+C reaches this command, which then stops the stack in order.
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(leashed(command), start_new_session=True)
+
+        def look() -> None:
+            if process.poll() is not None:
+                raise WaitTimeout(
+                    f"the simulated stack has ended with code {process.returncode}; what it said is above"
+                )
+
         try:
-            yield names
+            yield names, look
         except EfmError:
             print(f"efm collect: the logs of the started nodes are in {logs}", file=sys.stderr)
             raise

@@ -82,10 +82,16 @@ class Listener:
 
 
 class FleetClient:
-    """A node with the clients of several robots. Use as a context manager."""
+    """A node with the clients of several robots. Use as a context manager.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: Of the node.
+        look: Called again and again while robots are waited for or run; what it raises ends that.
+    """
+
+    def __init__(self, name: str, look: Callable[[], None] = lambda: None) -> None:
         """Makes the node; rclpy is initialised where it is not."""
+        self._look = look
         self._own_context = not rclpy.ok()
         if self._own_context:
             # Ctrl+C is for `run`, which cancels the goals; rclpy's own handler would cut the connection
@@ -126,6 +132,7 @@ class FleetClient:
         found: set[str] = set()
         told = False
         while time.monotonic() < began + deadline_s:
+            self._look()
             now = self._there()
             if (wanted and set(wanted) <= now) or (not wanted and now and now == found):
                 return list(wanted) or sorted(now)
@@ -173,6 +180,7 @@ class FleetClient:
             share.start()
         try:
             while any(share.thread.is_alive() for share in shares):
+                self._look()
                 for share in shares:
                     share.thread.join(POLL_S)
         except KeyboardInterrupt:

@@ -1,10 +1,14 @@
 """`efm collect` and `efm evaluate` against real nodes."""
 
+import contextlib
 import csv
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rclpy.node import Node
@@ -14,7 +18,7 @@ from efm_core.files import lock_folder
 from efm_core.summary import EndReason, Mode, Summary
 from efm_episode_node import collect_command, episodes_command, evaluate_command
 from efm_episode_node.evaluate_command import TruthBook, evaluate
-from efm_episode_node.fleet_client import FleetClient, Listener, Wish, next_seeds
+from efm_episode_node.fleet_client import FOUND_WITHIN_S, FleetClient, Listener, Wish, next_seeds
 from efm_msgs.msg import GroundTruth
 from efm_ros.conversion import ns_to_stamp
 
@@ -68,6 +72,42 @@ def test_a_simulation_is_not_started_beside_robots_that_would_answer_in_its_plac
 
     assert in_background(refused, "the refusal")
     assert [path.name for path in spool.iterdir()] == [".logs"]
+
+
+def test_a_collection_ends_at_once_where_the_stack_that_it_started_refuses_its_arguments(tmp_path, capfd):
+    """It waited a minute for robots that nobody was going to start."""
+    command = ["--world", "pointmass", "--spool", str(tmp_path), "--expert-changes", "fail=0.3"]
+    began = time.monotonic()
+    with pytest.raises(WaitTimeout, match="the simulated stack has ended with code 1"):
+        collect_command.main(command)
+    assert time.monotonic() - began < 0.5 * FOUND_WITHIN_S
+    assert "expected a JSON object" in capfd.readouterr().err
+
+
+def test_nothing_goes_on_when_a_collection_is_killed_that_started_a_simulation(tmp_path):
+    """It went on to record, and kept the next collection out."""
+    command = [sys.executable, "-m", "efm_episode_node.collect_command", "--world", "pointmass"]
+    collection = subprocess.Popen([*command, "--episodes", "9999", "--spool", str(tmp_path)])
+    try:
+        until(lambda: list(tmp_path.glob("robot_1/2*")), "the first episode")
+    finally:
+        collection.kill()
+        collection.wait()
+    until(lambda: not any(str(tmp_path) in line for line in command_lines()), "the end of the nodes")
+    assert not list(tmp_path.glob("robot_1/.*partial")), "the node ended in order"
+
+
+def until(condition, what):
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline, f"waited 60 s for {what}"
+        time.sleep(0.1)
+
+
+def command_lines():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_text(errors="replace")
 
 
 def test_a_second_collection_into_the_same_folder_is_refused(tmp_path):
