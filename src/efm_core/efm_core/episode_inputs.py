@@ -64,16 +64,12 @@ class EpisodeInputs:
             self.state = self._stream("the state", topic, STATE_TYPES[state.interface], state.max_age_s)
         self.stamps = self._observation_stamps()
 
-    def newest_stamp(self, stamps: Stamps) -> Stamps:
-        """Returns the stamp of the newest observation until each stamp; -1 where there is none."""
-        index = np.searchsorted(self.stamps, stamps, side="right") - 1
-        return np.where(index >= 0, self.stamps[np.maximum(index, 0)], -1)
-
-    def nearest_stamp(self, moment_ns: int) -> int:
-        """Returns the stamp of the observation that is nearest to a moment."""
-        index = int(np.searchsorted(self.stamps, moment_ns))
-        around = self.stamps[max(index - 1, 0) : index + 1]
-        return int(around[np.abs(around - moment_ns).argmin()])
+    def nearest_stamps(self, moments: Stamps) -> Stamps:
+        """Returns the stamp of the observation that is nearest to each moment; the earlier one of two."""
+        after = np.searchsorted(self.stamps, moments)
+        around = self.stamps[np.clip([after - 1, after], 0, len(self.stamps) - 1)]
+        before_ns, after_ns = np.abs(around - moments)
+        return np.where(before_ns <= after_ns, *around)
 
     def images_at(self, camera: str, stamps: Stamps) -> Stamps:
         """Returns which message of a camera each observation shows.

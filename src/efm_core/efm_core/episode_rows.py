@@ -2,8 +2,9 @@
 
 With PolicyStep messages there is one row for each of them, and one more for the last observation. Without
 them (something outside EFM commanded the robot) rows are made of the commands: where commands name the
-observation that they answer, one row each; else at the control rate, with the command that was in force
-when the next row began. A row that was not fully recorded is left out, never filled with something older.
+observation that they answer, one row each; else at the control rate, from the observation nearest to each
+tick, with the command that was in force when the next row began. A row that was not fully recorded is left
+out, never filled with something older.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def _with_observations(
         before = found[-1].stamp_ns if found else file.summary.start_ns - 1
         if step.chunk_index > 0:  # Its stamp is that of the chunk's inference; it was executed later.
             moment_ns = round(step.stamp_ns + step.chunk_index * period_ns)
-            nearest_ns = inputs.nearest_stamp(moment_ns)
+            nearest_ns = int(inputs.nearest_stamps(np.array([moment_ns]))[0])
             is_its_own = nearest_ns > before and abs(nearest_ns - moment_ns) <= period_ns / 2
             step.stamp_ns = nearest_ns if is_its_own else moment_ns
         if step.stamp_ns >= rows.end_ns:
@@ -172,8 +173,9 @@ def _external_steps(
         return [_external_step(file, stamp_ns, answers[stamp_ns]) for stamp_ns in sorted(answers)]
     period_ns = SECOND_NS / file.embodiment.control_rate_hz
     count = int((end_ns - inputs.stamps[0]) // period_ns) + 1
-    ticks = (inputs.stamps[0] + np.arange(count) * period_ns).astype(np.int64)
-    stamps = np.unique(inputs.newest_stamp(ticks))
+    # Nearest, since a camera that runs at the control rate is now a little before its tick and now after it.
+    ticks = inputs.stamps[0] + np.round(np.arange(count) * period_ns).astype(np.int64)
+    stamps = np.unique(inputs.nearest_stamps(ticks))
     stamps = stamps[stamps < end_ns]
     until = np.append(stamps[1:], end_ns)
     times = np.maximum.accumulate([time for time, _, _ in commands])

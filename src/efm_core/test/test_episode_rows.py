@@ -246,6 +246,25 @@ def test_commands_of_their_own_rate_are_read_at_the_control_rate(tmp_path: Path)
     np.testing.assert_allclose(episode.actions[:, 0], [0.9, 1.5, 1.5, 1.5, 4.2, 5.5, np.nan], rtol=1e-6)
 
 
+@pytest.mark.parametrize("start_ns", [1795756146520233025, 1795756154518436633])
+def test_a_camera_at_the_control_rate_gives_every_row_although_its_stamps_jitter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_ns: int
+) -> None:
+    """Of 70 rows 12 were missing, and with stamps of today the first one was at -1 ns."""
+    monkeypatch.setattr(recorded, "START_NS", start_ns)
+    writer = EpisodeWriter(tmp_path, "ep", recorded.embodiment())
+    jitter = np.random.default_rng(1).normal(0.0, 0.01, 71)
+    jitter[0] = 0.0
+    stamps = [recorded.stamp(step + late) for step, late in enumerate(jitter)]
+    for step, stamp_ns in enumerate(stamps):
+        writer.write_image("top", stamp_ns, recorded.picture(step))
+        writer.write(*recorded.STATE, stamp_ns, recorded.joint_state(stamp_ns, 0.0, 0.0))
+        writer.write("commands", recorded.ARRAY, stamp_ns + 10**7, recorded.array([step / 100, 0.0]))
+    episode = read_episode(writer.close(recorded.summary("ep", 70, stamp_ns=stamps[-1])))
+    assert episode.stamps.tolist() == stamps
+    np.testing.assert_allclose(episode.actions[:70, 0], np.arange(70) / 100, rtol=1e-6)
+
+
 def test_rows_before_the_first_command_have_no_action(tmp_path: Path) -> None:
     episode = read_episode(external(tmp_path, [(2.5, [1.0, 0.0], "")]).close(recorded.summary("ep", 6)))
     assert np.isnan(episode.actions[:2]).all()
