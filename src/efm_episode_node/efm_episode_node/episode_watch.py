@@ -87,6 +87,10 @@ class EpisodeWatch:
         self._newest_ns = newest_ns
         self._now = now
         self._step_stamps: list[int] = []
+        self._heard, self._heard_ns = (
+            0,
+            start_ns - 1,
+        )  # With those that held still, which an actor counts too.
         self._judged: list[Judged] = []
         self._bundle_id = ""
         self._remarks: list[str] = []
@@ -111,7 +115,7 @@ class EpisodeWatch:
         """
         claimed = self.act.steps if self.act is not None else 0
         is_silent = self._now() - self._last_sign >= self._limits.behind_s
-        return self.steps < claimed and self._last_step_ns < until_ns and not is_silent
+        return self._heard < claimed and self._last_step_ns < until_ns and not is_silent
 
     def remark(self, text: str) -> None:
         """Adds words for people to the summary."""
@@ -124,8 +128,9 @@ class EpisodeWatch:
         if isinstance(event, Stepped) and event.episode_id in ("", self.episode_id) and not is_over:
             self._last_sign = self._now()
             # An observation that is shown again may be answered again; it is one step.
-            is_new = event.stamp_ns >= self._start_ns and event.stamp_ns > self._last_step_ns
-            if is_new and event.moved:
+            if event.stamp_ns > self._heard_ns:
+                self._heard, self._heard_ns = self._heard + 1, event.stamp_ns
+            if event.moved and event.stamp_ns > self._last_step_ns:
                 self._step_stamps.append(event.stamp_ns)
                 self._bundle_id = event.bundle_id or self._bundle_id
         elif isinstance(event, Judged) and event.episode_id == self.episode_id:

@@ -204,7 +204,6 @@ class EpisodeRunner:
                 request, episode_id, scene.start_ns, self._settings.watch, self._recording.newest_ns
             )
             end = self._act(request, scene, watch)
-            end = dataclasses.replace(end, stamp_ns=end.stamp_ns or self._recording.newest_ns())
         except BaseException:
             self._recording.abort()
             raise
@@ -238,6 +237,8 @@ class EpisodeRunner:
                 end = self._interrupted()
             if watch.steps != self.progress.step:
                 self.progress = dataclasses.replace(self.progress, step=watch.steps)
+        # Before the actor is stopped, which takes a while: what a camera shows meanwhile is no part of it.
+        end = dataclasses.replace(end, stamp_ns=end.stamp_ns or self._recording.newest_ns())
         if ticket:
             if not watch.act_ended:
                 self._station.cancel_act(ticket)

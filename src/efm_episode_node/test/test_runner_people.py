@@ -2,9 +2,11 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from runner_robot import (
+    PATIENT,
     PERIOD_NS,
     detected,
     done,
@@ -18,7 +20,9 @@ from runner_robot import (
 
 from efm_core.errors import BadRequest, Reason, WaitTimeout
 from efm_core.summary import Actor, EndReason, Mode, Outcome
+from efm_episode_node.episode_watch import WatchLimits
 from efm_episode_node.run_types import (
+    ActEnded,
     Mark,
     Phase,
     RunRequest,
@@ -36,6 +40,38 @@ def test_a_person_can_end_an_episode_with_a_mark(mark, outcome):
     result = run(robot)
     assert (robot.kept[0].end_reason, robot.kept[0].outcome) == (EndReason.PERSON, outcome)
     assert result.episodes == 1
+
+
+def test_a_mark_ends_the_episode_at_that_moment_although_its_actor_stops_later():
+    """Episodes of a person at a real robot ended with a picture of two seconds later."""
+    robot = make(script=[says(Mark.SUCCESS)])
+    stop = robot.cancel_act
+
+    def stop_late(ticket):
+        robot.newest += 20 * PERIOD_NS
+        stop(ticket)
+
+    robot.cancel_act = stop_late
+    run(robot)
+    assert robot.kept[0].stamp_ns == robot.kept[0].start_ns + 3 * PERIOD_NS
+
+
+def test_steps_in_which_the_actor_held_still_are_not_waited_for():
+    """An actor counts them in its result; the episode does not, and waited for them in vain."""
+
+    def story(robot, request, ticket):
+        robot.runner.events.put(Stepped(robot.now_ns, request.episode_id, "b1", moved=False))
+        robot.now_ns += PERIOD_NS
+        for _ in range(3):
+            robot.step(request)
+        robot.runner.events.put(ActEnded(ticket, Reason.OK, Outcome.SUCCESS, 4))
+
+    limits = WatchLimits(stall_s=60.0, settle_s=60.0, behind_s=60.0)
+    robot = make(replace(PATIENT, watch=limits), script=[story])
+    began = time.monotonic()
+    run(robot)
+    assert robot.kept[0].steps == 3
+    assert time.monotonic() - began < limits.behind_s
 
 
 def test_a_discarded_episode_leaves_nothing_behind_and_does_not_count():
