@@ -47,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
         import triton  # noqa: F401
 
 
+@pytest.fixture
+def empty_domain():
+    """Environment of processes in a ROS domain of their own, which no node of an earlier test haunts."""
+    domain, reservation = reserve_domain()
+    with reservation:
+        yield {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+
+
 @pytest.fixture(scope="session")
 def ros():
     """rclpy, initialised once in this process: a second init() would collide with the first."""
