@@ -48,6 +48,7 @@ from efm_core.embodiment import Embodiment, load_embodiment
 from efm_core.message_values import message_stamp_ns
 from efm_core.summary import Mode, Summary
 from efm_episode_node.fleet_client import FleetClient, Listener, Wish
+from efm_episode_node.listener import GATHER_S
 from efm_msgs.action import Act
 from efm_msgs.srv import ResetWorld
 from efm_ros.commands import message_type
@@ -58,7 +59,6 @@ from efm_ros.qos import COMMANDS, IMAGES, deep
 WARM_UP_ACTS = 4
 PARTS = ("speed", "latency")
 BESIDE = ("unrecorded", "subscribed", "recorded")
-GATHER_S = 0.02
 COLLECT = int(Mode.COLLECT)
 
 

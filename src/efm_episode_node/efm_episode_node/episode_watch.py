@@ -87,10 +87,8 @@ class EpisodeWatch:
         self._newest_ns = newest_ns
         self._now = now
         self._step_stamps: list[int] = []
-        self._heard, self._heard_ns = (
-            0,
-            start_ns - 1,
-        )  # With those that held still, which an actor counts too.
+        # With those that held still, which an actor counts too.
+        self._heard, self._heard_ns = 0, start_ns - 1
         self._judged: list[Judged] = []
         self._bundle_id = ""
         self._remarks: list[str] = []
@@ -115,7 +113,7 @@ class EpisodeWatch:
         """
         claimed = self.act.steps if self.act is not None else 0
         is_silent = self._now() - self._last_sign >= self._limits.behind_s
-        return self._heard < claimed and self._last_step_ns < until_ns and not is_silent
+        return self._heard < claimed and self._heard_ns < until_ns and not is_silent
 
     def remark(self, text: str) -> None:
         """Adds words for people to the summary."""

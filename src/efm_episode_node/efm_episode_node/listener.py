@@ -194,7 +194,9 @@ class RobotListener:
         qos: QoSProfile,
         patient: bool = False,
     ) -> None:
-        self._subscriptions[topic] = self._intake.subscribe(kind, topic, callback, qos, True, patient)
+        self._subscriptions[topic] = self._intake.subscribe(
+            kind, topic, callback, qos, raw=True, patient=patient
+        )
 
     def _hear_input(self, kind: type, topic: str, stream: Stream, depth: int = 0) -> None:
         self._recorder.add_input(stream)
