@@ -6,12 +6,15 @@ starts the same nodes. Only what Jazzy's launch has is used. Left out: anything 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import List  # noqa: UP035 - launch_ros compares value types with typing's, not with list
 
 from ament_index_python.packages import PackageNotFoundError
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
 from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration, SubstitutionFailure
 from launch_ros.actions import Node
@@ -22,7 +25,7 @@ from efm_bringup.config import config_file, share_folder, use_middleware_profile
 from efm_bringup.processes import RESPAWN_DELAY_S
 from efm_bringup.stack_arguments import RVIZ, Argument
 from efm_bringup.stacks import STACKS, NodeSpec, check, nodes_of, read_arguments
-from efm_core.errors import BadRequest, nearest
+from efm_core.errors import EXIT_REFUSED, BadRequest, nearest
 
 
 def declare(*arguments: Argument) -> list[DeclareLaunchArgument]:
@@ -109,9 +112,24 @@ def _node(spec: NodeSpec) -> Node:
         ros_arguments=list(spec.ros_arguments),
         respawn=spec.respawn,
         respawn_delay=RESPAWN_DELAY_S,
+        on_exit=_end_if_refused(),
         output="screen",
         emulate_tty=True,
     )
+
+
+def _end_if_refused() -> Callable[[ProcessExited, LaunchContext], Shutdown | None]:
+    """Returns what ends the launch when a node refuses its parameters at its first start."""
+    starts = count(1)
+
+    def look(event: ProcessExited, context: LaunchContext) -> Shutdown | None:
+        if next(starts) == 1 and event.returncode == EXIT_REFUSED:
+            reason = f"{event.process_name} refused its parameters, so all is stopped; what it said is above"
+            get_logger("efm").error(reason)
+            return Shutdown(reason=reason)
+        return None
+
+    return look
 
 
 def _typed(value: object) -> object:

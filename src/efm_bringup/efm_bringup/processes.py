@@ -20,7 +20,7 @@ from typing import IO
 
 from efm_bringup.config import config_file
 from efm_bringup.stacks import NodeSpec
-from efm_core.errors import WaitTimeout
+from efm_core.errors import EXIT_REFUSED, BadRequest, WaitTimeout
 from efm_core.leash import leashed
 
 RESPAWN_DELAY_S = 1.0
@@ -102,8 +102,11 @@ class ProcessGroup:
     def watch(self) -> list[str]:
         """Starts nodes again that died, and returns a line for each that was found dead.
 
-        Call it every second or so. A node without `respawn` stays dead. One that dies again and again, as a
-        node does that refuses its parameters, is started ever more seldom.
+        Call it every second or so. A node without `respawn` stays dead. One that dies again and again is
+        started ever more seldom.
+
+        Raises:
+            BadRequest: A node refused its parameters when it was started for the first time.
         """
         lines = []
         now = time.monotonic()
@@ -111,6 +114,8 @@ class ProcessGroup:
             code = running.process.poll()
             if code is None:
                 continue
+            if code == EXIT_REFUSED and not running.delay_s:
+                raise BadRequest(self._obituary(running))
             if running.restart_at is None:
                 delay_s = running.next_delay_s(now)
                 again = f"; it is started again in {delay_s:g} s" if running.node.respawn else ""

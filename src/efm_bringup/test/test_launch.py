@@ -17,6 +17,7 @@ import yaml
 from efm_bringup import up_command
 from efm_bringup.stacks import STACKS, nodes_of
 from efm_core.embodiment import load_embodiment
+from efm_core.errors import EXIT_REFUSED
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 60.0
@@ -164,6 +165,19 @@ def test_the_launch_file_declares_the_stack_s_arguments(stack):
     assert set(declared) - {a.name for a in STACKS[stack].arguments} == (
         {"rviz"} if stack == "view" else set()
     )
+
+
+def test_a_node_that_refuses_its_parameters_ends_the_launch(recorded, tmp_path, capfd):
+    """With `respawn` alone it would say the same every second."""
+    simulator = tmp_path / "prefix" / "lib" / "efm_sim" / "sim_node"
+    simulator.write_text(f"#!/bin/sh\necho no such task; exit {EXIT_REFUSED}\n")
+    service = LaunchService(noninteractive=True)
+    file = PythonLaunchDescriptionSource(str(ROOT / "launch" / "collect.launch.py"))
+    service.include_launch_description(IncludeLaunchDescription(file))
+    asyncio.run(asyncio.wait_for(service.run_async(), DEADLINE_S))
+    said = "".join(capfd.readouterr())
+    assert said.count("no such task") == 1
+    assert "refused its parameters" in said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from efm_bringup import efm, processes
 from efm_bringup.processes import ProcessGroup, command_of, wait_for
 from efm_bringup.stacks import NodeSpec
-from efm_core.errors import WaitTimeout
+from efm_core.errors import EXIT_REFUSED, BadRequest, WaitTimeout
 
 DEADLINE_S = 60.0  # For what takes milliseconds on an idle machine.
 # A node as the operating system sees it: says that it is up, and ends at SIGTERM with the code asked for.
@@ -23,7 +23,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(words.get("code", 0))))
 with pathlib.Path(words["said"].strip('"')).open("a") as file:
     file.write("up\\n")
 if words.get("dies") == "true":
-    sys.exit(3)
+    sys.exit(int(words.get("code", 3)))
 while True:
     time.sleep(0.05)
 """
@@ -75,6 +75,28 @@ def test_a_node_that_dies_again_and_again_is_started_ever_more_seldom(tmp_path, 
         monkeypatch.setattr(processes, "SETTLED_S", -1.0)  # Now it counts as one that had lived.
         wait_for(lambda: lines.extend(group.watch()) or len(lines) == 5, "the fifth death", DEADLINE_S)
     assert [line.partition("again in ")[2] for line in lines] == ["0.1 s", "0.2 s", "0.4 s", "0.4 s", "0.1 s"]
+
+
+def test_a_node_that_refuses_its_parameters_ends_the_watch_and_is_not_started_again(tmp_path, module):
+    """A mistyped task of a world was once told again and again, and the collection waited for a minute."""
+    said = tmp_path / "said"
+    group = ProcessGroup([spec(said, dies=True, code=EXIT_REFUSED)], environment=module)
+    with group, pytest.raises(BadRequest, match="/robot/node ended with code 2"):
+        wait_for(group.watch, "an end", DEADLINE_S)
+    assert ups(said) == 1
+
+
+def test_parameters_that_were_good_once_are_tried_again(tmp_path, module):
+    """Somebody changes a file under a node that died: the other robots go on."""
+    said = tmp_path / "said"
+    with ProcessGroup([spec(said, code=EXIT_REFUSED)], environment=module) as group:
+        wait_for(lambda: ups(said) == 1, "the node", DEADLINE_S)
+        os.kill(group.pid("node", "/robot"), signal.SIGKILL)
+        lines: list[str] = []
+        wait_for(lambda: lines.extend(group.watch()) or ups(said) == 2, "the node again", DEADLINE_S)
+        os.kill(group.pid("node", "/robot"), signal.SIGTERM)  # It ends as one that refuses.
+        wait_for(lambda: lines.extend(group.watch()) or ups(said) == 3, "its third start", DEADLINE_S)
+    assert "ended with code 2; it is started again" in lines[1]
 
 
 def test_a_node_without_respawn_stays_dead_and_ends_a_wait(tmp_path, module):

@@ -77,7 +77,7 @@ class Embodiment:
     max_steps: int = setting(low=1, high=1_000_000)
     watchdog_periods: float = setting(2.0, above=0, high=1000)
     dry_run: bool = setting(True)
-    source: InitVar[str] = ""
+    source: InitVar = ""  # type: ignore[type-arg]  # Python 3.10 finds no hints beside InitVar[str].
 
     def __post_init__(self, source: str) -> None:
         faults: list[Fault] = []

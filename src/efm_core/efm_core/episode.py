@@ -241,10 +241,9 @@ def _labels(
 def _notes(file: EpisodeFile, rows: EpisodeRows) -> list[str]:
     """Returns the oddities of an episode that can be used all the same."""
     notes = list(rows.notes)
-    if file.summary.steps != len(rows.steps):
-        notes.append(
-            f"the summary says {file.summary.steps} control steps, the recording holds {len(rows.steps)}"
-        )
+    taken = sum(step.actor != Actor.HOLD for step in rows.steps)
+    if file.summary.steps != taken:
+        notes.append(f"the summary says {file.summary.steps} control steps, the recording holds {taken}")
     period_s = 1 / file.embodiment.control_rate_hz
     gaps = np.diff(rows.stamps) / SECOND_NS
     if len(gaps) and gaps.max() > 2.5 * period_s:

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar
 
+# Exit code of a node whose parameters, or the files they name, were refused: it would say the same again.
+EXIT_REFUSED = 2
+
 
 class Reason(IntEnum):
     """The constants of `efm_msgs/msg/Reason.msg`, without their prefix REASON_."""

@@ -168,6 +168,15 @@ def test_steps_that_the_recorder_missed_are_noted(tmp_path: Path) -> None:
     )
 
 
+def test_a_step_that_held_still_is_no_step_of_the_summary(tmp_path: Path) -> None:
+    """A person lets go for a moment: `efm episodes check` once found something odd about that."""
+    writer = observations(tmp_path, 4)
+    for step, actor in enumerate((Actor.HUMAN, Actor.HOLD, Actor.HUMAN)):
+        write_step(writer, recorded.stamp(step), step, actor=int(actor))
+    summary = recorded.summary("ep", 2, stamp_ns=recorded.stamp(3))
+    assert read_episode(writer.close(summary)).notes == ()
+
+
 def test_two_answers_to_one_observation_make_one_row(tmp_path: Path) -> None:
     writer = observations(tmp_path, 2)
     write_step(writer, recorded.stamp(0), 3)

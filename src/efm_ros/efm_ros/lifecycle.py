@@ -30,7 +30,7 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, Si
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from efm_core.errors import EfmError
+from efm_core.errors import EXIT_REFUSED, BadRequest, EfmError, EmbodimentInvalid
 from efm_ros.names import robot_label
 from efm_ros.parameters import declare, param
 
@@ -43,6 +43,7 @@ OK, WARN, ERROR, STALE = (
 DIAGNOSTICS_PERIOD_S = 1.0
 LONGEST_WAIT_S = 1.0  # At the end, for callbacks that still run.
 EXIT_STOPPED, EXIT_FAILED = 0, 1
+REFUSALS = (BadRequest, EmbodimentInvalid)  # Of parameters and what they name, when a node starts.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class EfmLifecycleNode(LifecycleNode):
         parameters: The values that hold now.
         ending: Set as soon as the process is to end; whoever waits inside a callback waits for this as well.
         failure: What went wrong; the process ends with code 1.
+        refused: Whether what went wrong are its parameters; the process ends with code 2.
         diagnostics: Subcomponent -> level, message, figures; see `diagnose`.
     """
 
@@ -83,6 +85,7 @@ class EfmLifecycleNode(LifecycleNode):
         """
         super().__init__(name, **options)
         self.failure: BaseException | None = None
+        self.refused = False
         self.ending = threading.Event()
         self.diagnostics: dict[str, tuple[bytes, str, Mapping[str, object]]] = {}
         self._hardware: dict[str, str] = {}
@@ -216,6 +219,7 @@ class EfmLifecycleNode(LifecycleNode):
         if self.trigger_configure() != done or self.trigger_activate() != done:
             # Nobody would try again: with autostart there is no lifecycle manager.
             self.failure = self._refusal or RuntimeError("a transition was refused; see the log")
+            self.refused = isinstance(self.failure, REFUSALS)
             self._failed.trigger()
 
     # Parameters, diagnostics, errors
@@ -266,35 +270,36 @@ def run_node(
         threads: Callbacks that may run at once.
 
     Returns:
-        Exit code: 0 after a signal or a lifecycle shutdown, 1 after an error, which is in the log.
+        Exit code: 0 after a signal or a lifecycle shutdown, 1 after an error, 2 where the command line or a
+        parameter was refused. The error is in the log.
     """
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # noqa: BLE001 - a bad command line or YAML file has no class of its own
         print(f"the node did not start: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_REFUSED
     with _StopSignals() as signals:
         try:
-            node = _make(factory)
-            if node is None:
-                return EXIT_FAILED
+            try:
+                node = factory()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the log
+                text = str(error) if isinstance(error, EfmError) else traceback.format_exc()
+                rclpy.logging.get_logger("efm").fatal(f"the node did not start: {text}")
+                return _exit_code(error, isinstance(error, REFUSALS))
             try:
                 _spin(node, threads, signals)
             finally:
                 node.stop_and_release()
                 node.destroy_node()
-            return EXIT_STOPPED if node.failure is None else EXIT_FAILED
+            return _exit_code(node.failure, node.refused)
         finally:
             rclpy.try_shutdown()
 
 
-def _make(factory: Callable[[], EfmLifecycleNode]) -> EfmLifecycleNode | None:
-    try:
-        return factory()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the log
-        text = str(error) if isinstance(error, EfmError) else traceback.format_exc()
-        rclpy.logging.get_logger("efm").fatal(f"the node did not start: {text}")
-        return None
+def _exit_code(failure: BaseException | None, refused: bool) -> int:
+    if failure is None:
+        return EXIT_STOPPED
+    return EXIT_REFUSED if refused else EXIT_FAILED
 
 
 def _spin(node: EfmLifecycleNode, threads: int, signals: _StopSignals) -> None:

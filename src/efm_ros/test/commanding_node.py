@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from efm_core.embodiment import Embodiment
-from efm_core.errors import BundleUnknown
+from efm_core.errors import BadRequest, BundleUnknown
 from efm_ros.commands import CommandChannel
 from efm_ros.lifecycle import OK, EfmLifecycleNode, NodeParameters, run_node
 from efm_ros.parameters import param
@@ -47,7 +47,16 @@ class CommandingParameters(NodeParameters):
     fault: str = param(
         "none",
         description="What goes wrong.",
-        choices=("none", "acquire", "acquire_bug", "start", "callback", "thread", "stop"),
+        choices=(
+            "none",
+            "acquire",
+            "acquire_bug",
+            "acquire_parameter",
+            "start",
+            "callback",
+            "thread",
+            "stop",
+        ),
     )
     after: int = param(50, description="Commands heard before it goes wrong.", low=0)
 
@@ -64,6 +73,7 @@ class CommandingNode(EfmLifecycleNode):
     def acquire(self):
         self.channel = CommandChannel(self, ROBOT)
         self._fail_if("acquire", BundleUnknown("expected a bundle's folder, found nothing"))
+        self._fail_if("acquire_parameter", BadRequest("parameter 'bundle': expected a folder, found a cat"))
         self._fail_if("acquire_bug", ZeroDivisionError("a bug in acquire"))
 
     def start(self):

@@ -15,6 +15,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Float64MultiArray
 
+from efm_core.errors import EXIT_REFUSED
 from efm_ros.qos import COMMANDS
 from efm_ros.testing import PATIENCE_S, Spinner
 
@@ -174,9 +175,16 @@ def test_a_node_that_cannot_start_by_itself_says_why_and_exits_with_one(launch, 
     assert "released" in output  # What acquire took is given back.
 
 
+def test_a_node_that_refuses_a_parameter_exits_with_a_code_of_its_own(launch):
+    """Whoever started it need not try again: `efm up` and `ros2 launch` end the stack at once."""
+    code, output, _ = launch(fault="acquire_parameter").exit()
+    assert code == EXIT_REFUSED
+    assert "configure: parameter 'bundle': expected a folder, found a cat" in output
+
+
 def test_a_typing_mistake_in_a_parameter_ends_the_start(launch):
     code, output, _ = launch(faultt="stop").exit()
-    assert code == 1
+    assert code == EXIT_REFUSED
     assert "unknown parameter 'faultt', did you mean 'fault'?" in output
     assert "Traceback" not in output
 
@@ -185,7 +193,7 @@ def test_a_parameter_file_that_does_not_parse_ends_the_start_without_a_traceback
     broken = tmp_path / "broken.yaml"
     broken.write_text("/**:\n  ros__parameters:\n    after: [1, two\n")
     code, output, _ = launch(arguments=["--params-file", str(broken)]).exit()
-    assert code == 1
+    assert code == EXIT_REFUSED
     assert "the node did not start" in output
     assert "Traceback" not in output
 
