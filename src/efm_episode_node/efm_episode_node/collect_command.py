@@ -62,14 +62,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--world", default="", help="start a simulated stack with this world for the collection"
     )
     parser.add_argument("--world-options", metavar="JSON", help="options of that world")
+    parser.add_argument("--embodiment", default="", help="its robot: name or file (default: the world's)")
     text = """changes to its expert's style "imperfect", such as '{"fail": 0.4}'"""
     parser.add_argument("--expert-changes", metavar="JSON", help=text)
     parser.add_argument("--spool", type=Path, default=Path("spool"), help="where that stack records (spool/)")
     options = parser.parse_args(argv)
     if options.episodes < 1:
         parser.error(f"--episodes: expected 1 or more, found {options.episodes}")
-    if not options.world and (options.world_options or options.expert_changes):
-        parser.error("--world-options and --expert-changes: expected --world, whose stack they are for")
+    if not options.world and (options.world_options or options.embodiment or options.expert_changes):
+        parser.error(
+            "--world-options, --embodiment and --expert-changes: expected --world, whose stack they are for"
+        )
     return options
 
 
@@ -129,7 +132,7 @@ def collect(wish: Wish, robots: Sequence[str], look: Callable[[], None] = lambda
 
 def stack_arguments(options: argparse.Namespace) -> list[str]:
     """Returns what the options say to the stack that they start."""
-    names = ("world", "spool", "world_options", "expert_changes")
+    names = ("world", "spool", "world_options", "embodiment", "expert_changes")
     return [f"{name}:={given}" for name in names if (given := getattr(options, name))]
 
 

@@ -30,7 +30,15 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, Si
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from efm_core.errors import EXIT_REFUSED, BadRequest, EfmError, EmbodimentInvalid
+from efm_core.errors import (
+    EXIT_REFUSED,
+    BadRequest,
+    BundleInvalid,
+    BundleTampered,
+    EfmError,
+    EmbodimentInvalid,
+    EmbodimentMismatch,
+)
 from efm_ros.names import robot_label
 from efm_ros.parameters import declare, param
 
@@ -43,7 +51,8 @@ OK, WARN, ERROR, STALE = (
 DIAGNOSTICS_PERIOD_S = 1.0
 LONGEST_WAIT_S = 1.0  # At the end, for callbacks that still run.
 EXIT_STOPPED, EXIT_FAILED = 0, 1
-REFUSALS = (BadRequest, EmbodimentInvalid)  # Of parameters and what they name, when a node starts.
+# Of parameters and what they name, when a node starts.
+REFUSALS = (BadRequest, EmbodimentInvalid, EmbodimentMismatch, BundleInvalid, BundleTampered)
 
 
 @dataclasses.dataclass(frozen=True)
