@@ -17,7 +17,6 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import GetParameters, ListParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -31,6 +30,7 @@ from efm_core.embodiment import Camera, Embodiment, State, load_embodiment
 from efm_core.errors import EfmError
 from efm_core.message_values import message_stamp_ns
 from efm_ros.conversion import compressed_to_rgb, image_to_rgb, stamp_to_ns, state_from_message
+from efm_ros.executors import SingleThreadedExecutor
 
 PARAMETERS = (
     *("embodiment", "robots", "use_sim_time", "lockstep", "spool", "run", "quota_bytes", "provider"),

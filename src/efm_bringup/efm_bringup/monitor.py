@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Bool
 
 from efm_bringup.stacks import LEARNER
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStatus, StepsToGo
+from efm_ros.executors import SingleThreadedExecutor
 from efm_ros.latched import newest_only
 from efm_ros.names import in_robot
 from efm_ros.qos import EVENTS, LATCHED

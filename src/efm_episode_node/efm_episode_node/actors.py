@@ -74,10 +74,19 @@ class Actors:
         if handle is not None:
             handle.cancel_goal_async()
 
-    def cancel_all(self, name: str) -> None:
-        """Asks an actor to stop whatever it does, also for a client that died."""
+    def cancel_all(self, name: str, wait_s: float = 0.0) -> None:
+        """Asks an actor to stop whatever it does, also for a client that died.
+
+        Args:
+            name: Of the actor.
+            wait_s: Longest wait for the answer, outside the executor's thread. Without one a goal that is
+                sent next may be stopped as well.
+        """
         if self._cancels[name].service_is_ready():
-            self._cancels[name].call_async(CancelGoal.Request())  # No id and no stamp: all goals.
+            answered = threading.Event()
+            future = self._cancels[name].call_async(CancelGoal.Request())  # No id and no stamp: all goals.
+            future.add_done_callback(lambda _: answered.set())
+            answered.wait(wait_s)
 
     def destroy(self) -> None:
         """Gives the clients back."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import rclpy
 from rclpy.action import get_action_names_and_types
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -26,6 +25,7 @@ from efm_core.summary import EndReason, Outcome, Summary
 from efm_msgs.action import RunEpisodes
 from efm_msgs.msg import EpisodeStatus, EpisodeSummary
 from efm_ros.action_client import ActionClient
+from efm_ros.executors import SingleThreadedExecutor
 from efm_ros.qos import EVENTS, LATCHED
 
 ACTION = "episodes/run"
@@ -308,7 +308,7 @@ class _Share:
                 self._listener.words(self._robot, "the episode node is silent; waits until it is back")
                 return
             if self._idle_since is not None and time.monotonic() - self._idle_since > LATE_S:
-                self._listener.words(self._robot, "the episode node was started anew; asks it for the rest")
+                self._listener.words(self._robot, "the episode node knows of no run; asks it for the rest")
                 return
         self._finish(done.result().result)
 

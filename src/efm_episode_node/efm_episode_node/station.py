@@ -22,6 +22,7 @@ from efm_ros.conversion import ns_to_stamp
 from efm_ros.qos import LATCHED
 
 INSTRUCTION_TYPE = "efm_msgs/msg/Instruction"
+CANCEL_S = 5.0  # For an actor to answer before a run that nothing of it is left.
 
 
 class RobotStation:
@@ -90,7 +91,7 @@ class RobotStation:
         self._listener.hear_truth(request.mode is Mode.EVALUATE)
         self._listener.count_commands = request.actor == "external"
         if request.actor != "external":
-            self.actors.cancel_all(request.actor)
+            self.actors.cancel_all(request.actor, wait_s=CANCEL_S)
 
     def missing(self, request: RunRequest) -> str:
         """Names what an episode needs and is not there."""

@@ -149,6 +149,8 @@ class FakeRobotModels:
             return Act.Result(reason=int(Reason.BUSY), message="it acts already")
         self.steps, self.ended = 0, Future(executor=self.node.executor)
         self.act = goal.request
+        if goal.is_cancel_requested:  # It came with the goal.
+            self.end(Reason.CANCELLED)
         self.answer()
         reason = await self.ended
         goal.canceled() if goal.is_cancel_requested else goal.succeed()

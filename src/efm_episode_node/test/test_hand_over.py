@@ -5,13 +5,13 @@ for it.
 import threading
 
 import pytest
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from efm_core.episode import check_episode, read_summary
 from efm_core.errors import EpisodeStale, Reason
 from efm_core.summary import Mode
 from efm_msgs.msg import EpisodeStatus
+from efm_ros.executors import SingleThreadedExecutor
 from efm_ros.transfer_server import EpisodeReceiver
 
 

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType, TracebackType
@@ -26,7 +25,7 @@ import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
@@ -39,6 +38,7 @@ from efm_core.errors import (
     EmbodimentInvalid,
     EmbodimentMismatch,
 )
+from efm_ros.executors import SingleThreadedExecutor, ThreadPoolExecutor
 from efm_ros.names import robot_label
 from efm_ros.parameters import declare, param
 
@@ -313,7 +313,7 @@ def _exit_code(failure: BaseException | None, refused: bool) -> int:
 
 def _spin(node: EfmLifecycleNode, threads: int, signals: _StopSignals) -> None:
     """Runs callbacks until the process is to end; when this returns none runs any more."""
-    executor = SingleThreadedExecutor() if threads == 1 else _ThreadPool(threads)
+    executor = SingleThreadedExecutor() if threads == 1 else ThreadPoolExecutor(threads)
     executor.add_node(node)
     wake = node.create_guard_condition(lambda: None)
     signals.on_signal(lambda: (node.ending.set(), wake.trigger()))
@@ -331,17 +331,6 @@ def _spin(node: EfmLifecycleNode, threads: int, signals: _StopSignals) -> None:
 
 def _is_finalized(node: EfmLifecycleNode) -> bool:
     return node._state_machine.current_state[1] == "finalized"
-
-
-class _ThreadPool(MultiThreadedExecutor):
-    """rclpy's executor, but no callback runs any more after `shutdown` (rclpy 7.1 does not wait for them)."""
-
-    def shutdown(self, timeout_sec: float | None = None) -> bool:
-        self._executor.shutdown(wait=False)
-        deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
-        for thread in self._executor._threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return super().shutdown(timeout_sec)
 
 
 class _StopSignals:

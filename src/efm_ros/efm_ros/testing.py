@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.executors import Executor
 from rclpy.node import Node
+
+from efm_ros.executors import SingleThreadedExecutor
 
 PATIENCE_S = 180.0  # A loaded machine with two cores; a test that passes never waits that long.
 

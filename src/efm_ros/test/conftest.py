@@ -35,3 +35,12 @@ def learner(spinner, tmp_path):
     yield learner
     if learner.node is not None:
         learner.take_down()
+
+
+@pytest.fixture
+def impatient_threads():
+    """Threads change after every few instructions, so that a gap between two of them shows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

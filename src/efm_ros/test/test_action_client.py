@@ -1,26 +1,15 @@
 """No answer to an action client is lost, whichever thread asks."""
 
-import sys
 import threading
 
-import pytest
 from rclpy.action import ActionServer
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from efm_msgs.action import Act
 from efm_ros.action_client import ActionClient
+from efm_ros.executors import SingleThreadedExecutor
 
 GOALS = 60
-
-
-@pytest.fixture
-def impatient_threads():
-    """Threads change after every few instructions, so that a gap between two of them shows."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_every_goal_is_answered_while_another_thread_spins(ros, impatient_threads):

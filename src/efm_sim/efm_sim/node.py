@@ -241,6 +241,8 @@ class SimNode(EfmLifecycleNode):
             goal.abort()
             return Act.Result(reason=int(reason_of(error)), message=str(error))
         self._acts[key] = act
+        if goal.is_cancel_requested:  # It came with the goal.
+            act.cancel("cancelled by the client")
         try:
             result = await self._finished(act)
         finally:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from action_msgs.srv import CancelGoal
 from rclpy.action import ActionClient
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
@@ -175,6 +176,23 @@ def test_an_expert_is_refused_what_contradicts_the_reset_and_can_be_stopped(sim)
     sim.handle.cancel_goal_async()
     sim.until(running.done, "the end of the cancelled act")
     assert running.result().result.reason == Reason.CANCELLED
+
+
+def test_a_cancellation_that_comes_with_its_goal_stops_the_expert(sim):
+    """A busy simulator takes both at once; the expert once acted to the end, deaf to every later one."""
+    sim.start(lockstep=False, real_time_factor=0.2)
+    sim.until_there()
+    sim.reset(seed=9)
+    cancels = sim.node.create_client(CancelGoal, "robot_1/expert/act/_action/cancel_goal")
+    sim.spinner.until(cancels.service_is_ready, "the expert's cancel service")
+    os.kill(sim.process.pid, signal.SIGSTOP)
+    sent = sim.experts.send_goal_async(Act.Goal(episode_id="e1"))
+    cancels.call_async(CancelGoal.Request())
+    os.kill(sim.process.pid, signal.SIGCONT)
+    sim.until(sent.done, "an answer to the goal")
+    acting = sent.result().get_result_async()
+    sim.until(acting.done, "the end of the act")
+    assert acting.result().result.reason == Reason.CANCELLED
 
 
 def test_stamps_rise_over_resets_and_over_the_death_of_the_simulator(sim):
