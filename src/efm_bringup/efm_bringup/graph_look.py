@@ -93,7 +93,9 @@ class GraphLook:
         self._look_at_topics(snapshot)
         for name, listener in listeners.items():
             snapshot.topics.setdefault(name, Topic()).samples = listener.finish()
-        snapshot.services = {name for name, _ in self._node.get_service_names_and_types()}
+        # Of those that the graph names, some are only asked for.
+        names = (name for name, _ in self._node.get_service_names_and_types())
+        snapshot.services = {name for name in names if self._node.count_services(name)}
         snapshot.diagnoses = [self._diagnoses[key] for key in sorted(self._diagnoses)]
         snapshot.disks = _disks(snapshot)
         snapshot.gpu = Path("/proc/driver/nvidia/version").exists()
@@ -166,7 +168,7 @@ class GraphLook:
     def _listen(self, snapshot: Snapshot) -> dict[str, _Listener]:
         """Subscribes to the inputs of all robots with the type that they have, and to /clock."""
         types = dict(self._node.get_topic_names_and_types())
-        simulated = any(values.get("use_sim_time") for values in snapshot.own_nodes().values())
+        simulated = snapshot.simulated
         listeners: dict[str, _Listener] = {}
 
         def listen(name: str, kind: type, want: Camera | State | None) -> None:

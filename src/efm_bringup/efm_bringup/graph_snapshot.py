@@ -130,6 +130,11 @@ class Snapshot:
         return {name: values for name, values in self.nodes.items() if values.keys() & {"embodiment", "run"}}
 
     @property
+    def simulated(self) -> bool:
+        """Whether nodes go by simulated time."""
+        return any(values.get("use_sim_time") for values in self.own_nodes().values())
+
+    @property
     def lockstep(self) -> bool:
         """Whether simulated worlds wait for commands: rates and ages then mean nothing."""
         return any(values.get("lockstep") is True for values in self.nodes.values())

@@ -6,6 +6,7 @@ starts the same nodes. Only what Jazzy's launch has is used. Left out: anything 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,7 @@ from efm_bringup.processes import RESPAWN_DELAY_S
 from efm_bringup.stack_arguments import RVIZ, Argument
 from efm_bringup.stacks import STACKS, NodeSpec, check, nodes_of, read_arguments
 from efm_core.errors import EXIT_REFUSED, BadRequest, nearest
+from efm_core.leash import leashed
 
 
 def declare(*arguments: Argument) -> list[DeclareLaunchArgument]:
@@ -109,6 +111,8 @@ def _node(spec: NodeSpec) -> Node:
         namespace=spec.namespace,
         parameters=parameters,
         remappings=list(spec.remappings),
+        # Of a launch that is interrupted while it starts, processes may stay behind.
+        prefix=shlex.join(leashed([])) or None,
         ros_arguments=list(spec.ros_arguments),
         respawn=spec.respawn,
         respawn_delay=RESPAWN_DELAY_S,

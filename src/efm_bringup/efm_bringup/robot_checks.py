@@ -119,7 +119,9 @@ def _input(snapshot: Snapshot, robot: Robot, name: str, kind: str, max_age_s: fl
             f"stamps up to {samples.oldest_s:.2f} s old at arrival, allowed are {max_age_s:g} s (max_age_s)",
             "look for a slow network or driver, keep the machines' clocks with NTP, or raise max_age_s",
         )
-    if samples.stamps and samples.newest_s < -AHEAD_S:
+    # /clock may come after what was taken at that time.
+    ahead_s = AHEAD_S + (1.0 / rate_hz if snapshot.simulated else 0.0)
+    if samples.stamps and samples.newest_s < -ahead_s:
         yield Finding(
             Level.WRONG,
             full,

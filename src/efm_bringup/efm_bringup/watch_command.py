@@ -28,7 +28,7 @@ WIDE = 160  # Columns, where there is no terminal to ask.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs until `q` or Ctrl+C; returns 0."""
+    """Runs until `q`, and returns 0, or until Ctrl+C."""
     parser = argparse.ArgumentParser(prog="efm watch", description="The fleet in a terminal.")
     parser.add_argument("--robots", default="", help="names with commas between (default: all that turn up)")
     parser.add_argument("--once", action="store_true", help="show the present state and end")

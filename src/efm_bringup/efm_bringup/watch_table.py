@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +21,9 @@ from efm_msgs.msg import EpisodeStatus, LearnerStatus, ModelStatus
 SILENT_S = 5.0  # A status comes once a second; later than this the node is gone or stuck.
 RECENT = 50  # Episodes that the success rate is taken from.
 SPARK_WIDTH = 24
+# Columns and their shares of what those before them leave; below WIDE only the first three are there.
+SHARES = {"instruction": 4, "steps to go": 5, "success": 5, "bundle": 3, "pace": 2, "spool": 2}
+WIDE = 110
 COMPLAINTS = 6
 BARS = "▁▂▃▄▅▆▇█"
 PHASES = {
@@ -58,35 +61,49 @@ def picture(monitor: FleetMonitor, selected: Iterable[str], keys: str, said: Seq
         keys: One line that tells the keys; empty: none.
         said: Newest answers to keys.
     """
-    parts: list[RenderableType] = [fleet_table(monitor, set(selected)), learner_line(monitor.learner)]
+    parts: list[RenderableType] = [Text(keys, "reverse")] if keys else []  # A low window cuts off the end.
+    parts += [_Fleet(monitor, set(selected)), learner_line(monitor.learner)]
     for robot, name, report in monitor.complaints()[:COMPLAINTS]:
         word, style = LEVELS.get(report.level, ("odd", "yellow"))
         parts.append(Text(f"{word}: {robot or 'fleet'}: {name}: {report.message}", style))
     parts += [Text(line) for line in said]
-    if keys:
-        parts.append(Text(keys, "reverse"))
     return Group(*parts)
 
 
-def fleet_table(monitor: FleetMonitor, selected: set[str]) -> Table:
-    """Returns one row for every robot."""
+class _Fleet:
+    """The table of the fleet, as wide as the screen."""
+
+    def __init__(self, monitor: FleetMonitor, selected: set[str]) -> None:
+        self._monitor, self._selected = monitor, selected
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield fleet_table(self._monitor, self._selected, options.max_width)
+
+
+def fleet_table(monitor: FleetMonitor, selected: set[str], width: int) -> Table:
+    """Returns one row for every robot, in so many columns of the screen.
+
+    Which robot a key is for, its name and its phase are always whole; the others share the rest, and the last
+    ones are left out on a narrow screen.
+    """
+    shares = SHARES if width >= WIDE else dict(list(SHARES.items())[:3])
     table = Table(expand=True, box=None, pad_edge=False, header_style="bold")
-    for name in ("", "robot", "phase", "instruction", "steps to go", "success", "bundle", "pace", "spool"):
-        table.add_column(name, no_wrap=name != "instruction", overflow="ellipsis")
+    for name in ("", "robot", "phase"):
+        table.add_column(name, no_wrap=True)
+    for name, share in shares.items():
+        table.add_column(name, no_wrap=name != "instruction", overflow="ellipsis", ratio=share)
     for number, (robot, view) in enumerate(monitor.robots.items(), 1):
         mark = "▶" if robot in selected else " "
         phase, style = phase_words(view)
-        table.add_row(
-            f"{mark}{number}",
-            robot or "(no name)",
-            Text(phase, style),
+        shared = [
             instruction_words(view),
-            Text(f"{sparkline(_curve(view))} {distance_words(view)}".strip()),
+            Text(f"{distance_words(view)} {sparkline(_curve(view))}".strip()),
             success_words(view),
             bundle_words(view.models),
             pace_words(monitor, robot, view),
             spool_words(view.status),
-        )
+        ]
+        table.add_row(f"{mark}{number}", robot or "(no name)", Text(phase, style), *shared[: len(shares)])
     if not monitor.robots:
         table.add_row("", "", Text("no robot yet: is an episode node running? (efm up collect)", "yellow"))
     return table

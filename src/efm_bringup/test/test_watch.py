@@ -52,8 +52,8 @@ def monitor(ros):
         yield monitor
 
 
-def text(monitor):
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+def text(monitor, width=200):
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(picture(monitor, ["robot_1"], HELP, []))
     return console.export_text()
 
@@ -98,6 +98,10 @@ def test_a_robot_turns_up_and_is_told_in_one_row(world, robot, monitor, spinner)
     shown = text(monitor)
     for words in ("practice: policy 17", "push the star", "12.5", "3 (20%)", "iteration 4", "all is well"):
         assert words in shown
+    # At 80 columns a person still sees whom a key is for; it once cut names and marks to "r…" and "…".
+    shown = text(monitor, 80)
+    assert all(words in shown for words in ("▶1", "robot_1", "practice: policy 17", "12.5"))
+    assert max(map(len, shown.splitlines())) <= 80
     robot.end(episode_id="e1", outcome=1, steps=18, mode=2)
     spinner.until(lambda: monitor.finished == 1, "a summary")
     assert "1/1 [21%-100%] success" in text(monitor)

@@ -144,6 +144,7 @@ def _converted(bundle: Bundle, precision: str, folder: Path) -> dict[str, Path]:
                 )
                 onnx.save(half, made, save_as_external_data=beside, location=DATA_FILE)
             else:
+                _forget_shapes_of_weights(ready)
                 quantize_dynamic(
                     ready,
                     made,
@@ -159,6 +160,20 @@ def _converted(bundle: Bundle, precision: str, folder: Path) -> dict[str, Path]:
                 f"bundle {bundle.id}: cannot be converted to {precision}: {error or type(error).__name__}"
             ) from error
     return {name: folder / name for name in (MODEL_FILE, DATA_FILE) if (folder / name).exists()}
+
+
+def _forget_shapes_of_weights(file: Path) -> None:
+    """Leaves out of an ONNX file what pre-processing noted of weights: it is wrong once the runtime (before
+    1.24) has transposed those of Gemm.
+    """
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [info for info in model.graph.value_info if info.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    onnx.save(model, file)
 
 
 @contextmanager

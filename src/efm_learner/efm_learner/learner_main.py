@@ -19,9 +19,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def leave_early(node: LearnerNode, leave: Callable[[int], object]) -> None:
-    """Waits until the process is to end, and ends it where the run is still being opened.
+    """Waits until the process is to end, and ends it where the run is still being opened or made ready.
 
-    To open it takes many seconds, which nothing can interrupt. It changes nothing that a killed process would
+    That takes many seconds, which nothing can interrupt. It changes nothing that a killed process would
     not leave in order.
     """
     node.ending.wait()

@@ -50,7 +50,7 @@ class LearnerNode(EfmLifecycleNode):
             options: Of `EfmLifecycleNode`.
         """
         super().__init__("learner", **options)
-        self.opening = False  # Whether `acquire` is busy with the run.
+        self.opening = False  # Whether the run is being opened or made ready.
         self._run: PracticeRun | None = None
         self._exporter = OnnxExporter("policy")  # Kept over every opening of the run: tracing takes seconds.
         self._opened: list[Callable[[], object]] = []  # What gives each opened thing back, oldest first.
@@ -203,7 +203,11 @@ class LearnerNode(EfmLifecycleNode):
         self._announce(run)
         self._resting = True  # What robots do meanwhile would be old before it is learned from.
         self._say(LearnerStatus.PHASE_WAITING, "the learner gets ready")
-        run.prepare()
+        self.opening = True
+        try:
+            run.prepare()
+        finally:
+            self.opening = False
         self._resting = False
         self._tell(LearnerStatus.PHASE_WAITING)
         while not self._stopping.is_set():

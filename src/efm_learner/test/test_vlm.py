@@ -262,7 +262,7 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(folders, tmp_path, mo
     assert "cannot be had from the hub" in told and "give its folder" in told
     assert "did you mean 'lora_rank'" in complaint({"lora_rnk": 3})
     assert "instruction_length" in complaint({"instruction_length": 0})
-    assert "expected 32 px" in complaint(backbone(folders("smolvlm"), image_size=64))
+    assert "expected 16 px" in complaint(backbone(folders("smolvlm"), image_size=64))
     assert "a multiple of 8 px, found 20" in complaint(backbone(folders("qwen2_vl"), image_size=20))
     assert "k_proj" in complaint(backbone(folders("smolvlm"), lora_rank=2, lora_targets=["no_such_layer"]))
 

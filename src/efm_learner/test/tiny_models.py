@@ -42,7 +42,9 @@ def config(kind: str) -> Any:
     llama, gemma = {"model_type": "llama", **TEXT}, {"model_type": "gemma", **TEXT}
     siglip = {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION}
     clip = {"model_type": "clip_vision_model", "projection_dim": 32, **VISION}
-    packed = {"vision_config": VISION, "text_config": llama, "scale_factor": 2, "image_token_id": IMAGE_TOKEN}
+    # As many tokens as a patch has pixels along a side: transformers before 5.24 can merge no others.
+    seen = {**VISION, "image_size": 16, "patch_size": 4}
+    packed = {"vision_config": seen, "text_config": llama, "scale_factor": 2, "image_token_id": IMAGE_TOKEN}
     image = {"image_token_index": IMAGE_TOKEN}
     sections = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     grid = {"text_config": {**TEXT, "rope_parameters": sections}, "image_token_id": IMAGE_TOKEN}

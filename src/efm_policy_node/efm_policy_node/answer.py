@@ -89,16 +89,12 @@ class Answerer:
             ActionNotFinite: No number, and nothing is known that holds still.
         """
         action, decision = plan.decision.actions[index], plan.decision
-        share, other = self.person.next_share_of_policy(), None
-        if self._settings.stage == "blend":
-            share, other = share * self._settings.blend, self.wish()
+        share = self.person.next_share_of_policy()
         if share < 1.0:
-            other = self.outlet.still() if other is None else other
-            if other is None:
-                raise LimitExceeded(
-                    "nothing to blend with: expected a state that shows where the robot is, found none"
-                )
-            action = share * action + (1.0 - share) * other
+            action = _blended(share, action, self.outlet.newest())
+        if self._settings.stage == "blend":
+            wish = self.wish()
+            action = _blended(self._settings.blend, action, self.outlet.still() if wish is None else wish)
         step = ControlStep(
             stamp_ns=plan.stamp_ns,
             bundle_id=act.bundle_id,
@@ -157,3 +153,11 @@ class Answerer:
                 raise
             self._ports.say(f"{error}; holding still")
             return still, Gate.HELD
+
+
+def _blended(share: float, action: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+    if other is None:
+        raise LimitExceeded(
+            "nothing to blend with: expected a state that shows where the robot is, found none"
+        )
+    return share * action + (1.0 - share) * other

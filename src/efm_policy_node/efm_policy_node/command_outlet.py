@@ -117,6 +117,10 @@ class CommandOutlet:
             return self._held
         return hold_still_command(self._embodiment, self._last, self.state)
 
+    def newest(self) -> np.ndarray | None:
+        """Returns what the robot was told last, float [D]; where that is nothing, what holds it still."""
+        return self._last if self.moving else self.still()
+
     def where(self) -> np.ndarray | None:
         """Returns where the robot is, as a command, whoever brought it there, float [D]; None: unknown."""
         return hold_still_command(self._embodiment, None, self.state)

@@ -130,7 +130,9 @@ def test_a_silent_person_means_holding_still_and_the_pose_does_not_creep(cell, r
     assert all(s.gate & Gate.HELD and s.command == pytest.approx([0.4, 0.4]) for s in robot.steps[1:])
 
 
-def test_release_never_jumps_even_without_a_limit_on_change(cell, robot):
+@pytest.mark.parametrize("action", [{}, {"hold_still": "zero"}], ids=["positions", "velocities"])
+def test_release_never_jumps_even_without_a_limit_on_change(robot, action):
+    cell = Cell(robot, embodiment_of(action=action))
     cell.begin()
     cell.loop.set_takeover(True)
     for _ in range(5):

@@ -31,8 +31,8 @@ class SingleThreadedExecutor(_Patient, rclpy.executors.SingleThreadedExecutor):
 
 
 class ThreadPoolExecutor(_Patient, rclpy.executors.MultiThreadedExecutor):
-    """As rclpy's MultiThreadedExecutor; entities may be destroyed in any thread, and no callback runs any more
-    after `shutdown`.
+    """As rclpy's MultiThreadedExecutor; entities may be destroyed in any thread, and after `shutdown` no
+    callback runs any more.
     """
 
     def shutdown(self, timeout_sec: float | None = None) -> bool:

@@ -34,9 +34,11 @@ from efm_core.errors import (
     BadRequest,
     BundleInvalid,
     BundleTampered,
+    BundleUnusable,
     EfmError,
     EmbodimentInvalid,
     EmbodimentMismatch,
+    SpoolLocked,
 )
 from efm_ros.executors import SingleThreadedExecutor, ThreadPoolExecutor
 from efm_ros.names import robot_label
@@ -52,7 +54,15 @@ DIAGNOSTICS_PERIOD_S = 1.0
 LONGEST_WAIT_S = 1.0  # At the end, for callbacks that still run.
 EXIT_STOPPED, EXIT_FAILED = 0, 1
 # Of parameters and what they name, when a node starts.
-REFUSALS = (BadRequest, EmbodimentInvalid, EmbodimentMismatch, BundleInvalid, BundleTampered)
+REFUSALS = (
+    BadRequest,
+    EmbodimentInvalid,
+    EmbodimentMismatch,
+    BundleInvalid,
+    BundleTampered,
+    BundleUnusable,
+    SpoolLocked,
+)
 
 
 @dataclasses.dataclass(frozen=True)
