@@ -6,8 +6,9 @@ success and the world does not: detected success goes on rising while true succe
 pressure on its mistakes. An episode counts as good when the detector ended it AND the verifier agrees on the
 last observations; it is doubted when the detector ended it alone. The guard knows the version with the most
 good episodes, and stops practice when, beyond chance, the newest episodes are less often good than the best
-ones before them, or more often doubted without being good more often. It also stops where the reward speaks
-against nearly everything that the policy does, since standing still is then the best that can be learnt.
+ones before them, or more often doubted without being good more often; also when the policy has moved far
+from Stage 1 and is not good more often for it, which often comes before a loss. And it stops where the reward
+speaks against nearly everything that the policy does: standing still is then the best that can be learnt.
 
 What it leaves out: mistakes that both models share. Where demonstrations never show a certain failure, both
 can be wrong: a verifier of demonstrations with other failures sees more. Without a verifier only the detector
@@ -34,7 +35,10 @@ BLIND = (
 )
 LOSS = 2.0  # Standard errors by which the mean return must be below zero.
 LOSS_ITERATIONS = 3  # At least so many give a standard error.
-GAIN = 1.0  # Standard deviations by which episodes must be good more often to be worth more doubts.
+GAIN = 1.0  # Standard deviations by which episodes must be good more often to be worth doubts or a long way.
+HIGH = (
+    0.8  # Rate of good episodes beyond which practice can still save time, though hardly be good more often.
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class GuardSettings:
         instant_share: Share of instant episodes among them at which practice stops at once.
         slack: Control steps above its own threshold at which the verifier still agrees: the episode is cut
             when the detector fires, which may be a little before the verifier would.
+        drift: Mean KL from the Stage-1 policy per decision [nats] beyond which the newest window must be good
+            more often than the first one; 0: no limit. Chosen on recorded runs, see `docs/results.md`.
         kl_limit: Mean KL from the Stage-1 policy per decision [nats] at which practice stops; 0: no limit.
     """
 
@@ -63,6 +69,7 @@ class GuardSettings:
     instant_window: int = setting(10, low=1)
     instant_share: float = setting(0.8, above=0.0, high=1.0)
     slack: float = setting(2.0, low=0.0)
+    drift: float = setting(1.0, low=0.0)
     kl_limit: float = setting(0.0, low=0.0)
 
     def __post_init__(self) -> None:
@@ -166,6 +173,7 @@ class Guard:
             or self._kl_message(kl)
             or self._loss_message()
             or self._past_peak_message()
+            or self._drift_message(kl)
         )
 
     def _verdict(self, message: str) -> Verdict:
@@ -219,10 +227,23 @@ class Guard:
             "further, or practise with cap_at_start"
         )
 
+    def _drift_message(self, kl: float) -> str:
+        """Compares the newest window with the first one."""
+        full = self._full_windows()
+        if not 0.0 < self.settings.drift < kl or not full or full[-1].first <= full[0].last:
+            return ""
+        was, now = full[0].tally, full[-1].tally
+        if was.good > HIGH * was.episodes or _rise(was, now, "good") >= GAIN:
+            return ""
+        return (
+            f"the policy is {kl:.2f} nats away from Stage 1, which has not paid: good episodes were {was} at "
+            f"first and are {now} now; practise with a lower learning_rate or step_kl, or with a kl_anchor"
+        )
+
     def _past_peak_message(self) -> str:
         """Compares the newest window with those that have no episode in common with it."""
-        full = [window for window in self._windows() if window.tally.episodes >= self.settings.window]
-        if not full or full[-1].last != max(self._tallies):
+        full = self._full_windows()
+        if not full:
             return ""
         now, limit = full[-1].tally, self.settings.significance
         before = [window for window in full if window.last < full[-1].first]
@@ -244,6 +265,13 @@ class Guard:
                 f"{was} to {now}"
             )
         return ""
+
+    def _full_windows(self) -> list[_Window]:
+        """Returns the windows with enough episodes; none where the newest version's has too few."""
+        windows = self._windows()
+        if not windows or windows[-1].tally.episodes < self.settings.window:
+            return []
+        return [window for window in windows if window.tally.episodes >= self.settings.window]
 
     def _windows(self) -> list[_Window]:
         """Returns for each version the episodes that it is judged by, in the order of versions."""

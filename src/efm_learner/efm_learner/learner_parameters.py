@@ -94,6 +94,11 @@ class LearnerParameters(NodeParameters):
     guard_slack: float = _of_guard(
         "slack", "Above its own threshold, the verifier still agrees.", unit="control steps"
     )
+    guard_drift: float = _of_guard(
+        "drift",
+        "KL from Stage 1 beyond which episodes must be good more often than at first; 0: no limit.",
+        unit="nats",
+    )
     guard_kl_limit: float = _of_guard("kl_limit", "KL from Stage 1 that stops; 0: no limit.", unit="nats")
 
     def __post_init__(self) -> None:

@@ -158,6 +158,32 @@ def test_old_losses_are_forgotten_and_few_large_iterations_are_no_proof():
     assert not any(stops)
 
 
+def drifted(kl, first, newest, **settings):
+    """Judges two versions with 100 episodes each, of which so many were good."""
+    guard = Guard(GuardSettings(**settings))
+    for version, good in enumerate((first, newest)):
+        for number in range(100):
+            guard.record(version, number < good, number < good, 20)
+    return guard.judge(kl)
+
+
+@pytest.mark.parametrize(
+    ("kl", "first", "newest", "settings", "stops"),
+    [
+        (1.2, 30, 32, {}, True),
+        (0.9, 30, 32, {}, False),  # It has not gone far.
+        (5.0, 30, 45, {}, False),  # It was worth it.
+        (5.0, 85, 85, {}, False),  # Hardly anything is left to win but time.
+        (5.0, 30, 32, {"drift": 0.0}, False),
+    ],
+)
+def test_a_long_way_from_stage_1_must_have_paid(kl, first, newest, settings, stops):
+    """A policy of Meta-World's push was 1.3 nats away after 400 episodes, no better, and lost after 900."""
+    verdict = drifted(kl, first, newest, **settings)
+    assert verdict.stop == stops
+    assert ("1.20 nats away from Stage 1" in verdict.message) == stops
+
+
 def test_a_guard_that_is_off_says_what_it_sees_and_stops_nothing():
     off = GuardSettings(enabled=False)
     _, version, verdict = practise(over_the_peak, 60, np.random.default_rng(0), settings=off)
