@@ -242,7 +242,8 @@ class EpisodeRecorder:
         age_ns = stamp_ns - self._newest.get(stream, self._start_ns)
         if age_ns <= (stream.max_age_s + SILENCE_S) * SECOND_NS:
             return ""
-        return f"expected messages on '{stream.topic}', found none for {age_ns / SECOND_NS:.1f} s"
+        silent = f"{age_ns / SECOND_NS:.1f} s of the robot's clock"
+        return f"expected messages on '{stream.topic}', found none for {silent}"
 
     def _fail(self, episode: _Running, message: str) -> None:
         """Gives an episode up; the lock is held."""

@@ -38,7 +38,6 @@ from efm_core.errors import (
     EfmError,
     EmbodimentInvalid,
     EmbodimentMismatch,
-    SpoolLocked,
 )
 from efm_ros.executors import SingleThreadedExecutor, ThreadPoolExecutor
 from efm_ros.names import robot_label
@@ -61,7 +60,6 @@ REFUSALS = (
     BundleInvalid,
     BundleTampered,
     BundleUnusable,
-    SpoolLocked,
 )
 
 
