@@ -224,7 +224,7 @@ def test_a_run_goes_on_where_it_was_after_the_episode_node_was_killed(stack, in_
     stack.until(lambda: not thread.is_alive(), "the end of the run", 200)
     assert results == [[]], results
     assert [summary.seed for summary in heard] == [50, 51, 52, 53]
-    assert any("started anew" in text or "silent" in text for _, text in words)
+    assert any("knows of no run" in text or "silent" in text for _, text in words)
 
 
 def test_the_seeds_that_were_not_run_are_asked_for_row_by_row():

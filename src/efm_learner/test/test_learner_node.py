@@ -12,7 +12,7 @@ import pytest
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
-from efm_core.errors import Reason
+from efm_core.errors import EXIT_REFUSED, Reason
 from efm_msgs.msg import LearnerStatus
 from efm_ros.testing import Spinner
 
@@ -249,7 +249,7 @@ def test_told_to_stop_in_the_middle_of_an_iteration_it_ends_soon(process, robot,
 
 def test_bad_parameters_are_refused_with_words_that_help(process):
     code, output, _ = process(gamma=2.0, gama=0.9).end(None)
-    assert code == 1
+    assert code == EXIT_REFUSED
     assert "gamma" in output
     assert "did you mean 'gamma'" in output
     assert "Traceback" not in output

@@ -14,6 +14,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from efm_core.errors import EXIT_REFUSED
 from efm_msgs.msg import Instruction, StepsToGo
 from efm_ros.conversion import ns_to_stamp, rgb_to_image
 from efm_ros.qos import EVENTS, IMAGES, LATCHED
@@ -85,10 +86,10 @@ def test_the_process_judges_and_ends_in_order_at_a_signal(launch, node, spinner,
     assert time.monotonic() - asked < 20.0  # 0.3 s on an idle machine.
 
 
-def test_a_process_with_a_wrong_bundle_says_so_and_exits_with_one(launch, spinner, tmp_path):
+def test_a_process_with_a_wrong_bundle_says_so_and_need_not_be_started_again(launch, spinner, tmp_path):
     process = launch(write_reward_bundle(tmp_path, kind="policy").path)
     output, _ = process.communicate(timeout=250)
-    assert process.returncode == 1
+    assert process.returncode == EXIT_REFUSED
     assert "configure: bundle" in output
     assert "expected kind reward or both, found policy" in output
     assert "Traceback" not in output

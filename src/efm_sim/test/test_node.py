@@ -16,7 +16,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
 
 from efm_core.embodiment import load_embodiment
-from efm_core.errors import Reason
+from efm_core.errors import EXIT_REFUSED, Reason
 from efm_core.message_values import state_values
 from efm_core.summary import Outcome
 from efm_msgs.action import Act
@@ -265,7 +265,7 @@ def test_a_camera_is_shown_with_its_info_and_frame(sim):
 )
 def test_a_setting_that_cannot_be_ends_the_start_with_the_reason(sim, parameters, words):
     sim.start(**{"embodiment": "pointmass", **parameters})
-    assert sim.process.wait(PATIENCE_S) == 1
+    assert sim.process.wait(PATIENCE_S) == EXIT_REFUSED
     assert words in sim.log.read_text()
 
 
