@@ -242,7 +242,8 @@ def _notes(file: EpisodeFile, rows: EpisodeRows) -> list[str]:
     """Returns the oddities of an episode that can be used all the same."""
     notes = list(rows.notes)
     taken = sum(step.actor != Actor.HOLD for step in rows.steps)
-    if file.summary.steps != taken:
+    # Whoever commands from outside has a rate of their own.
+    if file.summary.steps != taken and file.summary.actor != Actor.EXTERNAL:
         notes.append(f"the summary says {file.summary.steps} control steps, the recording holds {taken}")
     period_s = 1 / file.embodiment.control_rate_hz
     gaps = np.diff(rows.stamps) / SECOND_NS

@@ -177,6 +177,14 @@ def test_a_step_that_held_still_is_no_step_of_the_summary(tmp_path: Path) -> Non
     assert read_episode(writer.close(summary)).notes == ()
 
 
+def test_the_rate_of_a_commander_from_outside_is_its_own(tmp_path: Path) -> None:
+    writer = observations(tmp_path, 11)
+    for step in range(10):
+        write_step(writer, recorded.stamp(step), step, actor=int(Actor.EXTERNAL))
+    summary = recorded.summary("ep", 40, actor=Actor.EXTERNAL, stamp_ns=recorded.stamp(10))
+    assert read_episode(writer.close(summary)).notes == ()
+
+
 def test_two_answers_to_one_observation_make_one_row(tmp_path: Path) -> None:
     writer = observations(tmp_path, 2)
     write_step(writer, recorded.stamp(0), 3)

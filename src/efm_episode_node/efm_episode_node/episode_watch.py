@@ -150,7 +150,7 @@ class EpisodeWatch:
             if self._request.end_on_truth and event.success and event.stamp_ns > self._start_ns:
                 return End(EndReason.TRUTH, Outcome.SUCCESS, event.stamp_ns)
         elif isinstance(event, Mark):
-            return _marked(event)
+            return _marked(event, bool(self._heard))
         elif isinstance(event, Fault):
             return End(EndReason.FAULT, Outcome.FAILURE, message=event.message)
         elif isinstance(event, ActEnded) and event.ticket == self.ticket:
@@ -257,7 +257,10 @@ class EpisodeWatch:
         return End(EndReason.ACTOR_DONE, outcome)
 
 
-def _marked(mark: Mark) -> End | None:
+def _marked(mark: Mark, acted: bool) -> End | None:
+    if mark is Mark.SUCCESS and not acted:
+        words = "marked as a success before the first control step: there is nothing to learn from"
+        return End(EndReason.PERSON, Outcome.DISCARDED, message=words)
     return {
         Mark.SUCCESS: End(EndReason.PERSON, Outcome.SUCCESS),
         Mark.FAILURE: End(EndReason.PERSON, Outcome.FAILURE),

@@ -49,6 +49,28 @@ _LABEL = re.compile(rb"stamp_ns=(\d+)")
 STATE_TYPES: dict[str, type] = {"joint_states": JointState, "float64_multi_array": Float64MultiArray}
 
 
+JITTER = 0.4  # Share of a control period that a command may come too early or too late.
+
+
+class Periods:
+    """Counts control periods in commands, of which a controller may send many in one."""
+
+    def __init__(self, period_ns: float) -> None:
+        """Begins with none."""
+        self._period_ns = period_ns
+        self._due_ns = 0.0  # When the next period begins.
+
+    def begins_with(self, stamp_ns: int) -> bool:
+        """Whether the command of this stamp [ns] is the first one of a period."""
+        early_ns = self._due_ns - stamp_ns
+        if JITTER * self._period_ns < early_ns <= 2 * self._period_ns:
+            return False
+        # After a pause, or once the clock was set back, a period begins now.
+        goes_on = abs(early_ns) <= JITTER * self._period_ns
+        self._due_ns = (self._due_ns if goes_on else stamp_ns) + self._period_ns
+        return True
+
+
 class RobotListener:
     """Listens from `start` until `close`."""
 
@@ -83,6 +105,7 @@ class RobotListener:
         self._embodiment = embodiment
         self._state_data = b""
         self.count_commands = False
+        self._periods = Periods(self._period_ns)
         for camera in embodiment.cameras:
             raw = camera.transport == "raw"
             kind, name = (Image, camera.name) if raw else (CompressedImage, "")
@@ -219,7 +242,7 @@ class RobotListener:
         labelled = self._command_type is Float64MultiArray
         stamp_ns = self._labelled_ns(data) if labelled else header_stamp_ns(data) or self._now_ns()
         self._recorder.put(self._command, stamp_ns, data)
-        if self.count_commands:
+        if self.count_commands and self._periods.begins_with(stamp_ns):
             self._post(Stepped(stamp_ns, ""))
 
     def _on_step(self, data: bytes) -> None:

@@ -52,6 +52,7 @@ class ResetContext:
         measured: Where every action dimension is now, float64 [D]; None where that is not measured.
         stopped: Why the reset must end at once: "cancelled", or "the e-stop is pressed"; empty: it need not.
         dry_run: Nothing may be sent to the robot.
+        policy_missing: Names the policy's action where nobody offers it; empty when it is there.
         ask_policy: Lets the policy act on an instruction, unrecorded, and waits for its end.
         instruction: What the policy is asked for by method 'policy'.
     """
@@ -63,6 +64,7 @@ class ResetContext:
     measured: Callable[[], np.ndarray | None]
     stopped: Callable[[], str]
     dry_run: bool
+    policy_missing: Callable[[], str]
     ask_policy: Callable[[str], None]
     instruction: str
 
@@ -205,8 +207,8 @@ class PolicyReset:
             )
 
     def missing(self) -> str:
-        """Nothing: the policy is looked for before every episode."""
-        return ""
+        """Names the policy's action."""
+        return self._context.policy_missing()
 
     def reset(self, seed: int, instruction: str) -> Scene:
         """Lets the policy act."""

@@ -78,6 +78,7 @@ class RobotStation:
                 measured=self._listener.measured,
                 stopped=stopped,
                 dry_run=dry_run,
+                policy_missing=lambda: self.actors.missing("policy"),
                 ask_policy=self._ask_policy,
                 instruction=reset_instruction,
             ),

@@ -53,6 +53,7 @@ def context(node):
             "measured": lambda: np.zeros(2),
             "stopped": lambda: "",
             "dry_run": False,
+            "policy_missing": lambda: "",
             "ask_policy": lambda instruction: None,
             "instruction": "",
         }

@@ -56,6 +56,17 @@ def test_a_mark_ends_the_episode_at_that_moment_although_its_actor_stops_later()
     assert robot.kept[0].stamp_ns == robot.kept[0].start_ns + 3 * PERIOD_NS
 
 
+def test_a_success_that_is_marked_before_the_first_step_is_discarded():
+    """A teleop node that saw nothing, and a thumb on the button: an episode of no step once counted."""
+
+    def at_once(robot, request, ticket):
+        robot.runner.events.put(Mark.SUCCESS)
+
+    robot = make(script=[at_once, says(Mark.SUCCESS)])
+    assert run(robot).episodes == 1
+    assert [summary.steps for summary in robot.kept] == [3]
+
+
 def test_steps_in_which_the_actor_held_still_are_not_waited_for():
     """An actor counts them in its result; the episode does not, and waited for them in vain."""
 

@@ -9,6 +9,8 @@ Left out: all checks. The safety gate (`efm_core.safety`) comes before this and 
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from geometry_msgs.msg import TwistStamped
 from rclpy.duration import Duration
@@ -129,6 +131,16 @@ class CommandChannel:
     def last(self) -> np.ndarray | None:
         """The values sent last, float64 [D]; None before the first."""
         return self._last
+
+    def connect(self, timeout_s: float) -> bool:
+        """Waits until all who listen are connected; False if that takes too long (steady clock)."""
+        deadline = time.monotonic() + timeout_s
+        topic = self._publisher.topic_name
+        while self._publisher.get_subscription_count() < self._node.count_subscribers(topic):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def send(self, values: np.ndarray, stamp_ns: int) -> None:
         """Sends one command.

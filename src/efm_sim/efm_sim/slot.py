@@ -22,6 +22,8 @@ from efm_sim.lockstep import ExpertAct, SimulatedRobot, Snapshot
 from efm_sim.recorder_wait import RecorderWait
 from efm_sim.robot_topics import RobotTopics
 
+CONNECT_S = 2.0  # For listeners to be there, and to have the first command.
+
 
 @dataclass
 class ActResult:
@@ -73,14 +75,19 @@ class Slot:
         self.command_at = 0.0
         self.expert_answered_ns = 0
 
-    @property
-    def channel(self) -> CommandChannel:
-        """Commands of the expert; not opened before, since a second commander would puzzle who looks for
-        one.
+    def command_robot(self, action: np.ndarray, stamp_ns: int) -> None:
+        """Sends a command of the expert.
+
+        Its topic is not opened before, since a second commander would puzzle who looks for one; the first
+        command waits for those who listen, so that a recording has it.
         """
-        if self._channel is None:
-            self._channel = self._open_channel()
-        return self._channel
+        if self._channel is not None:
+            self._channel.send(action, stamp_ns)
+            return
+        self._channel = self._open_channel()
+        self._channel.connect(CONNECT_S)
+        self._channel.send(action, stamp_ns)
+        self._channel.flush(CONNECT_S)
 
     @property
     def must_wait(self) -> bool:

@@ -337,7 +337,7 @@ class WorldLoop:
         except EfmError as error:
             self._end_act(slot, str(error))
             return
-        slot.channel.send(step.action, step.stamp_ns)
+        slot.command_robot(step.action, step.stamp_ns)
         slot.expert_answered_ns = step.stamp_ns
         slot.steps_publisher.publish(self._policy_step(act, step))
         slot.show(step.after)
