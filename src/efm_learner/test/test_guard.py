@@ -170,11 +170,11 @@ def drifted(kl, first, newest, **settings):
 @pytest.mark.parametrize(
     ("kl", "first", "newest", "settings", "stops"),
     [
-        (1.2, 30, 32, {}, True),
-        (0.9, 30, 32, {}, False),  # It has not gone far.
-        (5.0, 30, 45, {}, False),  # It was worth it.
-        (5.0, 85, 85, {}, False),  # Hardly anything is left to win but time.
-        (5.0, 30, 32, {"drift": 0.0}, False),
+        (1.2, 30, 32, {"drift": 1.0}, True),
+        (0.9, 30, 32, {"drift": 1.0}, False),  # It has not gone far.
+        (5.0, 30, 45, {"drift": 1.0}, False),  # It was worth it.
+        (5.0, 85, 85, {"drift": 1.0}, False),  # Hardly anything is left to win but time.
+        (5.0, 30, 32, {}, False),
     ],
 )
 def test_a_long_way_from_stage_1_must_have_paid(kl, first, newest, settings, stops):
