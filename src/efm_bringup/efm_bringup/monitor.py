@@ -24,7 +24,7 @@ from efm_msgs.msg import EpisodeStatus, EpisodeSummary, LearnerStatus, ModelStat
 from efm_ros.executors import SingleThreadedExecutor
 from efm_ros.latched import newest_only
 from efm_ros.names import in_robot
-from efm_ros.qos import EVENTS, LATCHED, deep
+from efm_ros.qos import EVENTS, LATCHED, MODELS
 
 HISTORY = 120  # Predictions and outcomes kept for each robot.
 PACE_S = 20.0  # Time over which the pace of a robot is measured.
@@ -219,7 +219,7 @@ class FleetMonitor:
         subscribe(EpisodeSummary, "episode_summary", view.take_summary, EVENTS)
         if self._details:
             subscribe(StepsToGo, "steps_to_go", on_prediction, EVENTS)
-            subscribe(ModelStatus, "model_status", on_model, deep(LATCHED, 10))  # Several nodes have one.
+            subscribe(ModelStatus, "model_status", on_model, MODELS)
             subscribe(Bool, "takeover", newest_only(on_takeover), LATCHED)
             subscribe(Bool, "estop", newest_only(on_estop, urgent=lambda message: message.data), LATCHED)
 

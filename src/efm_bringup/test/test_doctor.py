@@ -112,6 +112,9 @@ def publisher(name, node, kind, qos=COMMANDS):
     return lambda snapshot: snapshot.topics[name].publishers.append(Endpoint(node, kind, qos))
 
 
+SECOND_DRIVER = publisher(CAMERA, "/other", IMAGE, IMAGES)
+
+
 def subscriber(name, node, kind, qos=COMMANDS):
     return lambda snapshot: snapshot.topics[name].subscribers.append(Endpoint(node, kind, qos))
 
@@ -194,7 +197,7 @@ FAULTS = [
         f"expected {IMAGE}, /driver publish {JOINTS}",
         "transport",
     ),
-    (publisher(CAMERA, "/other", IMAGE, IMAGES), O, CAMERA, "2 nodes publish it: /driver, /other", "stop"),
+    (SECOND_DRIVER, O, CAMERA, "2 nodes publish it: /driver, /other", "stop one"),
     (samples(CAMERA, count=0), W, CAMERA, "nothing came for 3 s", "driver's log"),
     (samples(CAMERA, rate_hz=4.0), W, CAMERA, "expected 10 Hz (control_rate_hz), found 4.0 Hz", "more often"),
     (samples(CAMERA, oldest_s=0.4), W, CAMERA, "up to 0.40 s old at arrival, allowed are 0.2 s", "NTP"),

@@ -114,8 +114,6 @@ class FleetClient:
         self._executor.wake()
         self._thread.join(5.0)
         self._executor.shutdown(timeout_sec=1.0)
-        for share in self._shares:
-            share.close()
         self.node.destroy_node()
         if self._own_context:
             rclpy.try_shutdown()
@@ -258,12 +256,9 @@ class _Share:
         except EfmError as error:
             self.error = error
         finally:
+            self._client.destroy()
             for subscription in self._subscriptions:
                 self._node.destroy_subscription(subscription)
-
-    def close(self) -> None:
-        """Gives the action client back, once no executor spins: rclpy's would end, and other robots wait."""
-        self._client.destroy()
 
     def _left(self) -> int:
         """Returns how many episodes are missing; -1 where there is no end."""

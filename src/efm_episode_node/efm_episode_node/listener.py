@@ -47,8 +47,6 @@ IMAGE = "sensor_msgs/msg/Image"
 _HEADER_STAMP = struct.Struct("<iI")
 _LABEL = re.compile(rb"stamp_ns=(\d+)")
 STATE_TYPES: dict[str, type] = {"joint_states": JointState, "float64_multi_array": Float64MultiArray}
-
-
 JITTER = 0.4  # Share of a control period that a command may come too early or too late.
 
 

@@ -39,7 +39,7 @@ from efm_msgs.msg import LearnerStatus, ModelStatus
 from efm_ros.latched import newest_only
 from efm_ros.lifecycle import ERROR, OK, WARN, EfmLifecycleNode
 from efm_ros.names import robot_label
-from efm_ros.qos import LATCHED, deep
+from efm_ros.qos import LATCHED, MODELS
 
 STATUS_PERIOD_S = 1.0
 # States of a bundle in which a policy node need not be waited for any more.
@@ -185,8 +185,7 @@ class EpisodeNode(EfmLifecycleNode):
         if self.parameters.learner:
             status = self.create_subscription(LearnerStatus, self._learner_topic, self._on_learner, LATCHED)
             keep.callback(self.destroy_subscription, status)
-            several = deep(LATCHED, 10)  # Policy and reward node have one each.
-            model = self.create_subscription(ModelStatus, "model_status", self._on_model, several)
+            model = self.create_subscription(ModelStatus, "model_status", self._on_model, MODELS)
             keep.callback(self.destroy_subscription, model)
         # Steady: simulated time stands still while a robot rests.
         timer = self.create_timer(

@@ -7,8 +7,8 @@ pressure on its mistakes. An episode counts as good when the detector ended it A
 last observations; it is doubted when the detector ended it alone. The guard knows the version with the most
 good episodes, and stops practice when, beyond chance, the newest episodes are less often good than the best
 ones before them, or more often doubted without being good more often; where `drift` is set, also when the
-policy has moved far from Stage 1 and is not good more often for it. And it stops where the reward
-speaks against nearly everything that the policy does: standing still is then the best that can be learnt.
+policy has moved far from Stage 1 and is not good more often for it. And it stops where the reward speaks
+against nearly everything that the policy does: standing still is then the best that can be learnt.
 
 What it leaves out: mistakes that both models share. Where demonstrations never show a certain failure, both
 can be wrong: a verifier of demonstrations with other failures sees more. Without a verifier only the detector
@@ -36,9 +36,7 @@ BLIND = (
 LOSS = 2.0  # Standard errors by which the mean return must be below zero.
 LOSS_ITERATIONS = 3  # At least so many give a standard error.
 GAIN = 1.0  # Standard deviations by which episodes must be good more often to be worth doubts or a long way.
-HIGH = (
-    0.8  # Rate of good episodes beyond which practice can still save time, though hardly be good more often.
-)
+HIGH = 0.8  # Rate of good episodes beyond which practice has hardly anything to win but time.
 
 
 @dataclass(frozen=True)

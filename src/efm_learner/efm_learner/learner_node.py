@@ -11,7 +11,8 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,8 @@ class LearnerNode(EfmLifecycleNode):
     def acquire(self) -> None:
         """Opens the run, so that whatever is wrong with it refuses the start, and the services."""
         torch.set_num_threads(self.parameters.threads)
-        self.opening = True
-        try:
+        with self._leaving_early():
             self._run = run = self._open()
-        finally:
-            self.opening = False
         self._announced, self._arriving = "", len(run.unseen())
         self._decisions_each = float(run.embodiment.max_steps)
         self._status = self.create_publisher(LearnerStatus, "learner_status", LATCHED)
@@ -171,6 +169,15 @@ class LearnerNode(EfmLifecycleNode):
 
     # Practice thread
 
+    @contextmanager
+    def _leaving_early(self) -> Iterator[None]:
+        """Around what nothing can interrupt: the process, told to stop, does not wait for it."""
+        self.opening = True
+        try:
+            yield
+        finally:
+            self.opening = False
+
     def _open(self) -> PracticeRun:
         chosen = self.parameters
         device = "cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu"
@@ -203,11 +210,8 @@ class LearnerNode(EfmLifecycleNode):
         self._announce(run)
         self._resting = True  # What robots do meanwhile would be old before it is learned from.
         self._say(LearnerStatus.PHASE_WAITING, "the learner gets ready")
-        self.opening = True
-        try:
+        with self._leaving_early():
             run.prepare()
-        finally:
-            self.opening = False
         self._resting = False
         self._tell(LearnerStatus.PHASE_WAITING)
         while not self._stopping.is_set():

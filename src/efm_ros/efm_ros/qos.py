@@ -32,7 +32,8 @@ EVENTS = _profile(50, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """Per-step records of which none may be lost: policy_step, steps_to_go, ground_truth."""
 
 MODELS = _profile(10, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
-"""LATCHED for the `models` topic: a late joiner sees the last ten announcements, not only the last one."""
+"""LATCHED for `models` and `model_status`: a late joiner sees the last ten words, not only the last one, and
+those of several nodes."""
 
 OVERRIDES = QoSOverridingOptions.with_default_policies()
 """Pass as `qos_overriding_options` to let a deployment change history, depth and reliability of that

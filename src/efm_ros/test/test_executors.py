@@ -7,14 +7,28 @@ import pytest
 from rclpy.node import Node
 from std_msgs.msg import Empty
 
+from efm_msgs.action import Act
+from efm_ros.action_client import ActionClient
 from efm_ros.executors import SingleThreadedExecutor, ThreadPoolExecutor
 
 ENTITIES = 400
 
 
+def topic(node, name):
+    subscription = node.create_subscription(Empty, name, print, 1)
+    return lambda: node.destroy_subscription(subscription)
+
+
+def action(node, name):
+    return ActionClient(node, Act, name).destroy
+
+
 @pytest.mark.parametrize("make", [SingleThreadedExecutor, lambda: ThreadPoolExecutor(2)])
-def test_what_another_thread_destroys_does_not_end_a_spin(ros, impatient_threads, make):
-    """A reward node that had its model left the learner's topic, and once in a thousand times it died."""
+@pytest.mark.parametrize("entity", [topic, action])
+def test_what_another_thread_destroys_does_not_end_a_spin(ros, impatient_threads, make, entity):
+    """A reward node that had its model left the learner's topic, a collection the robot that was done first:
+    once in a thousand times the spin ended.
+    """
     node, executor = Node("busy"), make()
     executor.add_node(node)
     ending, failed = threading.Event(), []
@@ -30,9 +44,9 @@ def test_what_another_thread_destroys_does_not_end_a_spin(ros, impatient_threads
     thread.start()
     try:
         for index in range(ENTITIES):
-            subscription = node.create_subscription(Empty, f"topic_{index % 4}", print, 1)
+            destroy = entity(node, f"entity_{index % 4}")
             time.sleep(0.001)  # The look at it begins.
-            node.destroy_subscription(subscription)
+            destroy()
             assert not failed, failed
     finally:
         ending.set()
